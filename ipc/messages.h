@@ -10,10 +10,10 @@
 
 namespace skv {
 
-// The messages of the control socket (docs/protocol.md). Each is one SOCK_SEQPACKET datagram: FrameHeader,
-// then the body. Every message lists its fields once, in `fields`; the encoder and the bounds-checked
-// decoder of ipc/codec.h walk that list. Little-endian, no padding; a vector or string is a u32 count,
-// then its items; counts are limited by the frame and by kItemsMax.
+// The messages of the control socket (docs/protocol.md). Each is one SOCK_SEQPACKET datagram:
+// FrameHeader, then the body. Every message lists its fields once, in `fields`; the encoder and the
+// bounds-checked decoder of ipc/codec.h walk that list. Little-endian, no padding; a vector or
+// string is a u32 count, then its items; counts are limited by the frame and by kItemsMax.
 
 inline constexpr uint32_t kFrameMagic = 0x31564B53;  // "SKV1"
 inline constexpr uint16_t kProtocolVersion = 1;
@@ -30,7 +30,7 @@ enum class Verb : uint16_t {
   kContextAppend = 4,
   kContextClose = 5,
   kMatch = 6,
-  kMemoryRegister = 7,    // + 1 descriptor
+  kMemoryRegister = 7,  // + 1 descriptor
   kMemoryUnregister = 8,
   kPutReserve = 9,
   kPutWrite = 10,
@@ -48,8 +48,8 @@ enum class Verb : uint16_t {
   kDrop = 22,
   kStat = 23,
   // Events, daemon to client, ticket 0.
-  kGoAway = 64,           // the daemon drains: finish, reconnect later
-  kWindowLost = 65,       // the device of this window is gone: its handle is stale
+  kGoAway = 64,      // the daemon drains: finish, reconnect later
+  kWindowLost = 65,  // the device of this window is gone: its handle is stale
 };
 
 struct FrameHeader {
@@ -58,19 +58,19 @@ struct FrameHeader {
   uint16_t verb = 0;
   uint64_t ticket = 0;
   uint32_t body_bytes = 0;
-  int32_t status = 0;    // replies: ErrorCode; an error's body is one string
+  int32_t status = 0;  // replies: ErrorCode; an error's body is one string
   uint16_t is_reply = 0;
   uint16_t fd_count = 0;
   uint32_t reserved = 0;
 };
 static_assert(sizeof(FrameHeader) == 32);
 
-#define SKV_FIELDS(...)                  \
-  template <typename Archive>            \
-  void fields(Archive& archive) {        \
-    archive(__VA_ARGS__);                \
+#define SKV_FIELDS(...)           \
+  template <typename Archive>     \
+  void fields(Archive& archive) { \
+    archive(__VA_ARGS__);         \
   }
-#define SKV_NO_FIELDS       \
+#define SKV_NO_FIELDS         \
   template <typename Archive> \
   void fields(Archive&) {}
 
@@ -82,7 +82,7 @@ struct Hello {
   uint16_t version_min = kProtocolVersion;
   uint16_t version_max = kProtocolVersion;
   uint64_t features = 0;
-  std::string client_name;                  // 0..64 bytes, for logs and skvctl
+  std::string client_name;  // 0..64 bytes, for logs and skvctl
   std::array<uint8_t, 16> client_instance{};
   SKV_FIELDS(version_min, version_max, features, client_name, client_instance)
 };
@@ -91,22 +91,33 @@ struct HelloReply {
   uint16_t version = 0;
   uint64_t features = 0;
   std::string daemon_version;
-  std::array<uint8_t, 16> instance{};       // of this daemon process: leases and handles die with it
+  std::array<uint8_t, 16> instance{};  // of this daemon process: leases and handles die with it
   std::array<uint8_t, 16> boot_id{};
   uint32_t session = 0;
   uint32_t space = 0;
   Digest space_salt;
-  std::string device_kind;                  // "emulated", "cuda", "none"
+  std::string device_kind;  // "emulated", "cuda", "none"
   std::array<uint8_t, 16> device_uuid{};
   uint64_t staging_bytes = 0;
-  uint64_t host_bytes = 0;                  // length of the read-only mapping
-  uint32_t reply_deadline_ms = 0;           // after this a client may call the daemon lost
-  SKV_FIELDS(version, features, daemon_version, instance, boot_id, session, space, space_salt, device_kind,
-             device_uuid, staging_bytes, host_bytes, reply_deadline_ms)
+  uint64_t host_bytes = 0;         // length of the read-only mapping
+  uint32_t reply_deadline_ms = 0;  // after this a client may call the daemon lost
+  SKV_FIELDS(version,
+             features,
+             daemon_version,
+             instance,
+             boot_id,
+             session,
+             space,
+             space_salt,
+             device_kind,
+             device_uuid,
+             staging_bytes,
+             host_bytes,
+             reply_deadline_ms)
 };
 
 struct ModelOpen {
-  std::vector<uint8_t> descriptor;          // encode(ModelDescriptor)
+  std::vector<uint8_t> descriptor;  // encode(ModelDescriptor)
   SKV_FIELDS(descriptor)
 };
 struct ModelOpenReply {
@@ -118,7 +129,7 @@ struct ModelOpenReply {
 
 struct ContextOpen {
   uint32_t model = 0;
-  uint8_t index_kind = 0;                   // IndexKind
+  uint8_t index_kind = 0;  // IndexKind
   uint8_t run_tokens = 2;
   SKV_FIELDS(model, index_kind, run_tokens)
 };
@@ -127,20 +138,21 @@ struct ContextOpenReply {
   SKV_FIELDS(context)
 };
 
-// `extra` applies to every block that holds a token of this call, and by the chain to all later ones.
+// `extra` applies to every block that holds a token of this call, and by the chain to all later
+// ones.
 struct ContextAppend {
   uint32_t context = 0;
-  uint32_t first_position = 0;              // tokens; must equal the context's length: makes a retry safe
+  uint32_t first_position = 0;  // tokens; must equal the context's length: makes a retry safe
   uint32_t ends_final_to = 0;
   Digest extra;
   std::vector<uint32_t> tokens;
-  std::vector<uint32_t> ends;               // absolute offsets, ascending
+  std::vector<uint32_t> ends;  // absolute offsets, ascending
   SKV_FIELDS(context, first_position, ends_final_to, extra, tokens, ends)
 };
 struct ContextAppendReply {
   uint32_t token_count = 0;
-  uint32_t first_sentence = 0;              // index of the first of `closed`
-  std::vector<uint32_t> closed_blocks;      // block counts of the sentences that closed by this call
+  uint32_t first_sentence = 0;          // index of the first of `closed`
+  std::vector<uint32_t> closed_blocks;  // block counts of the sentences that closed by this call
   SKV_FIELDS(token_count, first_sentence, closed_blocks)
 };
 struct ContextClose {
@@ -157,12 +169,13 @@ struct Match {
 };
 enum class MatchOutcome : uint8_t { kMiss = 0, kPending = 1, kHit = 2 };
 struct MatchReply {
-  uint8_t outcome = 0;                      // MatchOutcome
+  uint8_t outcome = 0;  // MatchOutcome
   uint32_t hit_tokens = 0;
-  uint32_t pending_tokens = 0;              // cover if what other sessions have reserved gets committed
-  uint32_t host_tokens = 0;                 // of hit_tokens: whole body in host memory
-  uint32_t nvme_tokens = 0;                 // of hit_tokens: some chunk only on NVMe
-  std::vector<uint32_t> path_blocks;        // adopt: block counts of all closed sentences of the context now
+  uint32_t pending_tokens = 0;  // cover if what other sessions have reserved gets committed
+  uint32_t host_tokens = 0;     // of hit_tokens: whole body in host memory
+  uint32_t nvme_tokens = 0;     // of hit_tokens: some chunk only on NVMe
+  std::vector<uint32_t>
+      path_blocks;  // adopt: block counts of all closed sentences of the context now
   SKV_FIELDS(outcome, hit_tokens, pending_tokens, host_tokens, nvme_tokens, path_blocks)
 };
 
@@ -180,8 +193,8 @@ struct MemoryUnregister {
 };
 
 // A strided view of K and V in a registered memory (bytes). Element (layer, head, token) of K is at
-// k_offset + (layer - first_layer) * layer_stride + head * head_stride + (token - first_token) * token_stride,
-// its dims contiguous; V likewise from v_offset.
+// k_offset + (layer - first_layer) * layer_stride + head * head_stride + (token - first_token) *
+// token_stride, its dims contiguous; V likewise from v_offset.
 struct StridedKv {
   uint32_t memory = 0;
   uint64_t k_offset = 0;
@@ -189,7 +202,7 @@ struct StridedKv {
   uint64_t layer_stride = 0;
   uint64_t head_stride = 0;
   uint64_t token_stride = 0;
-  uint32_t first_token = 0;                 // absolute position of what is at the offsets
+  uint32_t first_token = 0;  // absolute position of what is at the offsets
   SKV_FIELDS(memory, k_offset, v_offset, layer_stride, head_stride, token_stride, first_token)
 };
 
@@ -199,13 +212,22 @@ struct PutReserve {
   uint32_t sentence_count = 0;
   SKV_FIELDS(context, first_sentence, sentence_count)
 };
-enum class PutOutcome : uint8_t { kReserved = 0, kExists = 1, kPending = 2, kFull = 3, kCommitted = 4, kIncomplete = 5, kCancelled = 6, kNotReserved = 7 };
-struct PutOutcomes {                        // reply of reserve, commit, cancel, vectors_*: one per sentence
-  std::vector<uint8_t> outcomes;            // PutOutcome
+enum class PutOutcome : uint8_t {
+  kReserved = 0,
+  kExists = 1,
+  kPending = 2,
+  kFull = 3,
+  kCommitted = 4,
+  kIncomplete = 5,
+  kCancelled = 6,
+  kNotReserved = 7
+};
+struct PutOutcomes {              // reply of reserve, commit, cancel, vectors_*: one per sentence
+  std::vector<uint8_t> outcomes;  // PutOutcome
   SKV_FIELDS(outcomes)
 };
-// Sentences of the range that are not reserved by this session are skipped. Reply: Empty; the source
-// may be reused when it arrives.
+// Sentences of the range that are not reserved by this session are skipped. Reply: Empty; the
+// source may be reused when it arrives.
 struct PutWrite {
   uint32_t context = 0;
   uint32_t first_sentence = 0;
@@ -219,7 +241,7 @@ struct PutCommit {
   uint32_t context = 0;
   uint32_t first_sentence = 0;
   uint32_t sentence_count = 0;
-  uint8_t derive_vectors = 1;               // with the context's index, before the sentences become visible
+  uint8_t derive_vectors = 1;  // with the context's index, before the sentences become visible
   SKV_FIELDS(context, first_sentence, sentence_count, derive_vectors)
 };
 struct PutCancel {
@@ -249,16 +271,17 @@ enum class CutKind : uint8_t { kBlock = 0, kSentence = 1 };
 // Blocks per (layer, kv head).
 struct WindowOpen {
   uint32_t context = 0;
-  uint32_t budget_blocks = 0;               // ranked
-  uint32_t sink_blocks = 0;                 // first blocks of the context, always read
-  uint32_t recent_blocks = 0;               // last closed blocks, always read
-  uint32_t resident_blocks = 0;             // >= the sum of the three
-  uint8_t cut = 0;                          // CutKind
-  uint32_t coarse_blocks = 0;               // fine stage reads at least this many; 0: the daemon's default
-  SKV_FIELDS(context, budget_blocks, sink_blocks, recent_blocks, resident_blocks, cut, coarse_blocks)
+  uint32_t budget_blocks = 0;    // ranked
+  uint32_t sink_blocks = 0;      // first blocks of the context, always read
+  uint32_t recent_blocks = 0;    // last closed blocks, always read
+  uint32_t resident_blocks = 0;  // >= the sum of the three
+  uint8_t cut = 0;               // CutKind
+  uint32_t coarse_blocks = 0;    // fine stage reads at least this many; 0: the daemon's default
+  SKV_FIELDS(
+      context, budget_blocks, sink_blocks, recent_blocks, resident_blocks, cut, coarse_blocks)
 };
-// Descriptors: [0] tables memfd (read-write: readers_done), [1] the window's slots (device tier), unless
-// slots_in_host: then slots are read in the host mapping of hello.
+// Descriptors: [0] tables memfd (read-write: readers_done), [1] the window's slots (device tier),
+// unless slots_in_host: then slots are read in the host mapping of hello.
 struct WindowOpenReply {
   uint32_t window = 0;
   uint64_t tables_bytes = 0;
@@ -273,8 +296,8 @@ struct WindowClose {
   SKV_FIELDS(window)
 };
 
-// Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (client writes), [2] doorbell
-// of the client (daemon writes); eventfds.
+// Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (client writes), [2]
+// doorbell of the client (daemon writes); eventfds.
 struct ChannelOpen {
   uint64_t query_area_bytes = 0;
   SKV_FIELDS(query_area_bytes)
@@ -290,8 +313,9 @@ struct ChannelClose {
   SKV_FIELDS(channel)
 };
 
-// Whole sentences back. in_place = 0: copied to `destination`, nothing leased. in_place = 1: `extents`
-// holds, per sentence and chunk of the layer range, an offset into the host mapping, leased until release.
+// Whole sentences back. in_place = 0: copied to `destination`, nothing leased. in_place = 1:
+// `extents` holds, per sentence and chunk of the layer range, an offset into the host mapping,
+// leased until release.
 struct Load {
   uint32_t context = 0;
   uint32_t first_sentence = 0;
@@ -299,12 +323,19 @@ struct Load {
   uint32_t first_layer = 0;
   uint32_t layer_count = 0;
   uint8_t in_place = 0;
-  uint32_t deadline_ms = 0;                 // 0: the daemon's default
+  uint32_t deadline_ms = 0;  // 0: the daemon's default
   StridedKv destination;
-  SKV_FIELDS(context, first_sentence, sentence_count, first_layer, layer_count, in_place, deadline_ms, destination)
+  SKV_FIELDS(context,
+             first_sentence,
+             sentence_count,
+             first_layer,
+             layer_count,
+             in_place,
+             deadline_ms,
+             destination)
 };
 struct LoadReply {
-  uint64_t lease = 0;                       // 0: none
+  uint64_t lease = 0;  // 0: none
   uint32_t host_chunks = 0;
   uint32_t nvme_chunks = 0;
   uint64_t bytes = 0;
@@ -318,16 +349,16 @@ struct Release {
 
 enum class FlushLevel : uint8_t { kHost = 1, kDurable = 2 };
 struct Flush {
-  uint8_t level = 0;                        // FlushLevel
+  uint8_t level = 0;  // FlushLevel
   SKV_FIELDS(level)
 };
 struct FlushReply {
-  uint64_t sentences = 0;                   // of the space, durable now
+  uint64_t sentences = 0;  // of the space, durable now
   SKV_FIELDS(sentences)
 };
 
-// Drops the context's stored sentences from first_sentence on, from the leaf towards the root, where
-// nothing leases them and no other stored path needs them.
+// Drops the context's stored sentences from first_sentence on, from the leaf towards the root,
+// where nothing leases them and no other stored path needs them.
 struct Drop {
   uint32_t context = 0;
   uint32_t first_sentence = 0;
@@ -341,13 +372,13 @@ struct DropReply {
 
 enum class StatKind : uint8_t { kStatus = 0, kContexts = 1, kSession = 2 };
 struct Stat {
-  uint8_t kind = 0;                         // StatKind
-  uint32_t first = 0;                       // kContexts: index to go on from
+  uint8_t kind = 0;    // StatKind
+  uint32_t first = 0;  // kContexts: index to go on from
   SKV_FIELDS(kind, first)
 };
 struct StatReply {
-  std::string json;                         // docs/protocol.md lists the keys
-  uint32_t next = 0;                        // 0: that was all
+  std::string json;   // docs/protocol.md lists the keys
+  uint32_t next = 0;  // 0: that was all
   SKV_FIELDS(json, next)
 };
 

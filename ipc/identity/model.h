@@ -10,7 +10,13 @@
 namespace skv {
 
 enum class BodyDtype : uint8_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kFp8E4m3 = 3, kFp8E5m2 = 4 };
-enum class LayerClass : uint8_t { kFull = 0, kSlidingWindow = 1, kLinear = 2, kSharesKv = 3, kSharesIndex = 4 };
+enum class LayerClass : uint8_t {
+  kFull = 0,
+  kSlidingWindow = 1,
+  kLinear = 2,
+  kSharesKv = 3,
+  kSharesIndex = 4
+};
 enum class KState : uint8_t { kPostRope = 0, kPreRope = 1, kLatent = 2 };
 enum class RotaryPairing : uint8_t { kNone = 0, kHalfSplit = 1, kInterleaved = 2 };
 
@@ -32,13 +38,13 @@ struct LayerDescriptor {
   uint16_t shared_layer = 0;    // kSharesKv, kSharesIndex: whose
   uint32_t sliding_window = 0;  // kSlidingWindow: tokens
   float softmax_scale = 0.0F;
-  float logit_cap = 0.0F;       // 0: none
+  float logit_cap = 0.0F;          // 0: none
   uint16_t rotary_index = 0xFFFF;  // into ModelDescriptor::rotary_tables; 0xFFFF: none
 };
 
-// All that an engine declares about its KV (docs/architecture.md "Model"). In the ABI, on the wire and in the
-// superblock-adjacent model table of the NVMe store; complete from the start, so that support can
-// grow without a new format.
+// All that an engine declares about its KV (docs/architecture.md "Model"). In the ABI, on the wire
+// and in the superblock-adjacent model table of the NVMe store; complete from the start, so that
+// support can grow without a new format.
 struct ModelDescriptor {
   std::string weights_id;  // 1..256 bytes: whatever makes two sets of weights distinct
   BodyDtype dtype = BodyDtype::kFp16;
@@ -63,15 +69,16 @@ inline constexpr uint32_t kSentenceTokensMax = 64;
 uint32_t dtype_bytes(BodyDtype dtype);
 
 // kInvalidArgument with the field and the limit for what can never be right; kUnsupported, by name,
-// for what this version does not serve (anything but full layers, post-rope keys, fp32/fp16/bf16...).
+// for what this version does not serve (anything but full layers, post-rope keys,
+// fp32/fp16/bf16...).
 Result<void> validate(const ModelDescriptor& model);
 
 // SHA-256 over the canonical encoding of what determines the bytes of bodies: weights id, dtype,
 // block_tokens, heads, dims, rotary facts, k_state; not softmax scale, logit cap or query heads.
 Digest fingerprint(const ModelDescriptor& model);
 
-// The canonical little-endian encoding of the whole descriptor (docs/protocol.md), as on the wire and
-// on disk.
+// The canonical little-endian encoding of the whole descriptor (docs/protocol.md), as on the wire
+// and on disk.
 std::vector<uint8_t> encode(const ModelDescriptor& model);
 Result<ModelDescriptor> decode_model(const uint8_t* data, size_t bytes);
 

@@ -11,13 +11,14 @@ namespace skv {
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kChunkBytesTarget = 64 * 1024;
 
-// Where the bytes of a body are, for one model: [layer][kv_head][block] of K [block_tokens][k_dim], then
-// V [block_tokens][v_dim], cut into chunks of a layer group.
+// Where the bytes of a body are, for one model: [layer][kv_head][block] of K [block_tokens][k_dim],
+// then V [block_tokens][v_dim], cut into chunks of a layer group.
 //
-// Shape   a chunk is layers [first, end) of one sentence, layers back to back, no gap inside; a chunk's
+// Shape   a chunk is layers [first, end) of one sentence, layers back to back, no gap inside; a
+// chunk's
 //         place begins at a multiple of 4 KiB and its storage is rounded up to that
-//         (the gap is outside the checksum). G layers per chunk: the fewest whose 32-token chunk is >= 64 KiB;
-//         the last chunk may have fewer.
+//         (the gap is outside the checksum). G layers per chunk: the fewest whose 32-token chunk is
+//         >= 64 KiB; the last chunk may have fewer.
 // Units   bytes, blocks. `blocks`: of the sentence, 4..8 at 8 tokens.
 // Thread  immutable after construction; any.
 class BodyLayout {
@@ -30,7 +31,8 @@ class BodyLayout {
   uint32_t k_dim(uint32_t layer) const;
   uint32_t v_dim(uint32_t layer) const;
   uint32_t element_bytes() const;
-  uint32_t block_bytes(uint32_t layer) const;   // one kv head: block_tokens * (k_dim + v_dim) * element
+  uint32_t block_bytes(
+      uint32_t layer) const;  // one kv head: block_tokens * (k_dim + v_dim) * element
   uint32_t block_bytes_max() const;
 
   uint32_t chunk_count() const;

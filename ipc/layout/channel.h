@@ -8,7 +8,8 @@ namespace skv {
 // The rings of one client thread: a submission ring (client writes) and a completion ring (daemon
 // writes) in one sealed memfd that the daemon creates. ipc/ring.h works them.
 //
-//   [ChannelHeader 4 KiB][kChannelEntries x SubmissionEntry][kChannelEntries x CompletionEntry][query area]
+//   [ChannelHeader 4 KiB][kChannelEntries x SubmissionEntry][kChannelEntries x
+//   CompletionEntry][query area]
 //
 // Geometry is fixed at creation and never read back from the memory by the daemon.
 inline constexpr uint32_t kChannelEntries = 64;
@@ -19,12 +20,13 @@ struct ChannelHeader {
   uint32_t version;
   uint64_t query_area_offset;
   uint64_t query_area_bytes;
-  alignas(64) std::atomic<uint32_t> submission_tail;   // client writes
-  alignas(64) std::atomic<uint32_t> submission_head;   // daemon writes
-  alignas(64) std::atomic<uint32_t> completion_tail;   // daemon writes
-  alignas(64) std::atomic<uint32_t> completion_head;   // client writes
-  alignas(64) std::atomic<uint32_t> daemon_sleeps;     // daemon writes 1 before it sleeps: ring the doorbell
-  alignas(64) std::atomic<uint32_t> client_sleeps;     // client writes 1 before it sleeps
+  alignas(64) std::atomic<uint32_t> submission_tail;  // client writes
+  alignas(64) std::atomic<uint32_t> submission_head;  // daemon writes
+  alignas(64) std::atomic<uint32_t> completion_tail;  // daemon writes
+  alignas(64) std::atomic<uint32_t> completion_head;  // client writes
+  alignas(64)
+      std::atomic<uint32_t> daemon_sleeps;  // daemon writes 1 before it sleeps: ring the doorbell
+  alignas(64) std::atomic<uint32_t> client_sleeps;  // client writes 1 before it sleeps
 };
 static_assert(sizeof(ChannelHeader) == 448);
 inline constexpr uint64_t kChannelHeaderBytes = 4096;
@@ -48,17 +50,18 @@ static_assert(sizeof(SubmissionEntry) == 64);
 
 struct CompletionEntry {
   uint64_t ticket;
-  int32_t status;  // ErrorCode
-  uint32_t covered_to;     // tokens
-  uint64_t version;        // of the tables that were published
-  uint64_t bytes_moved;    // into slots
-  uint32_t hits_device;    // blocks: already resident
+  int32_t status;        // ErrorCode
+  uint32_t covered_to;   // tokens
+  uint64_t version;      // of the tables that were published
+  uint64_t bytes_moved;  // into slots
+  uint32_t hits_device;  // blocks: already resident
   uint32_t hits_host;
   uint32_t hits_nvme;
-  uint32_t misses;         // wanted, not there in time: unread
-  float unread_mass;       // estimated attention mass of what no table entry covers, mean over (layer, head)
-  uint32_t daemon_us;      // from taking the entry to publishing the completion
-  uint32_t read_blocks;    // table entries, all (layer, head)s
+  uint32_t misses;     // wanted, not there in time: unread
+  float unread_mass;   // estimated attention mass of what no table entry covers, mean over (layer,
+                       // head)
+  uint32_t daemon_us;  // from taking the entry to publishing the completion
+  uint32_t read_blocks;  // table entries, all (layer, head)s
   uint32_t reserved;
 };
 static_assert(sizeof(CompletionEntry) == 64);

@@ -6,14 +6,14 @@
 
 namespace skv {
 
-// The tables of one window, in one sealed memfd that the daemon writes and its one client reads (only
-// `readers_done` is the client's). The daemon never reads a table back.
+// The tables of one window, in one sealed memfd that the daemon writes and its one client reads
+// (only `readers_done` is the client's). The daemon never reads a table back.
 //
 //   [WindowHeader 4 KiB] then per layer: [LayerTableHeader, 64 B][buffer 0][buffer 1]
 //
 // A buffer is [TableHeader 64 B][indptr u32 x (heads + 1)][slot u32 x entries][block u32 x entries]
-// [sentence u32 x entries][score f32 x entries][origin u8 x entries], arrays at multiples of 64 bytes.
-// CSR: entries of head h are [indptr[h], indptr[h+1]), ascending by block.
+// [sentence u32 x entries][score f32 x entries][origin u8 x entries], arrays at multiples of 64
+// bytes. CSR: entries of head h are [indptr[h], indptr[h+1]), ascending by block.
 //
 // `slot`      index from the window's slot base, in units of WindowHeader::slot_unit_bytes
 // `block`     position / block_tokens of the entry on the context's grid
@@ -27,11 +27,12 @@ struct WindowHeader {
   uint32_t magic;
   uint32_t version;
   uint32_t layer_count;
-  uint32_t width;            // most entries of one (layer, head)
+  uint32_t width;  // most entries of one (layer, head)
   uint32_t slot_unit_bytes;
   uint32_t reserved;
   uint64_t slots_bytes;
-  // The engine's promise: it no longer reads any table of a version <= this. One per window, in order.
+  // The engine's promise: it no longer reads any table of a version <= this. One per window, in
+  // order.
   alignas(64) std::atomic<uint64_t> readers_done;
 };
 static_assert(sizeof(WindowHeader) == 128);
@@ -45,7 +46,8 @@ static_assert(sizeof(LayerTableHeader) == 64);
 
 struct TableHeader {
   uint64_t version;
-  uint32_t covered_to;   // tokens: the window stands for all before it, the engine attends the rest itself
+  uint32_t covered_to;  // tokens: the window stands for all before it, the engine attends the rest
+                        // itself
   uint32_t entry_count;
   uint32_t head_count;
   float unread_mass;
@@ -53,7 +55,9 @@ struct TableHeader {
 };
 static_assert(sizeof(TableHeader) == 64);
 
-constexpr uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr uint64_t round_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Byte offsets inside one buffer, for `heads` kv heads of up to `width` entries.
 struct TableLayout {

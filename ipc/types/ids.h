@@ -17,9 +17,9 @@ enum class ModelId : uint32_t {};
 enum class ContextId : uint32_t {};
 enum class WindowId : uint32_t {};
 enum class ChannelId : uint32_t {};
-enum class MemoryId : uint32_t {};   // 0 is the session's staging memory
+enum class MemoryId : uint32_t {};  // 0 is the session's staging memory
 enum class LeaseId : uint64_t {};
-enum class Ticket : uint64_t {};     // given by the client, unique per session
+enum class Ticket : uint64_t {};       // given by the client, unique per session
 enum class SentenceUid : uint64_t {};  // one stored sentence inside one daemon instance; 0 is none
 
 template <typename Id>
@@ -33,8 +33,8 @@ struct Digest {
   friend auto operator<=>(const Digest&, const Digest&) = default;
 };
 
-// A digest is uniformly distributed, so eight of its bytes are a hash; tables keyed by what a client
-// can choose use keyed digests (space salt), see ipc/identity.
+// A digest is uniformly distributed, so eight of its bytes are a hash; tables keyed by what a
+// client can choose use keyed digests (space salt), see ipc/identity.
 struct DigestHash {
   size_t operator()(const Digest& digest) const {
     size_t hash = 0;
