@@ -67,7 +67,7 @@ struct BodyRead {
   BodyDone done;
 };
 
-enum class PutOutcome : uint8_t {
+enum class StoreOutcome : uint8_t {
   kAccepted = 0,
   kFull = 1,      // live data leaves no room: erase something, then try again
   kExists = 2,    // the key is stored, or a put of it is in flight
@@ -108,7 +108,7 @@ class BodyStore {
   // `put` is moved from only if kAccepted. Until `done` says ok the key is not found. Error:
   // kTooLarge (the record can never be stored here; the message names both sizes), kInvalidArgument
   // (sizes of record and chunks do not fit each other).
-  virtual Result<PutOutcome> put(BodyPut& put) = 0;
+  virtual Result<StoreOutcome> put(BodyPut& put) = 0;
   // Moved from only if kAccepted. Error: kInvalidArgument (range or a buffer's size).
   virtual Result<ReadOutcome> read(BodyRead& read) = 0;
   // The vectors blob, verified. An empty blob if the record has none.
