@@ -74,7 +74,7 @@ enum class StoreOutcome : uint8_t {
   kBusy = 3,      // transfers_max in flight: try again after drain()
   kReadOnly = 4,  // a flush failed: the store takes no more writes until it is opened again
 };
-enum class ReadOutcome : uint8_t {
+enum class BodyReadOutcome : uint8_t {
   kAccepted = 0,
   kUnknown = 1,  // a miss
   kBusy = 3,
@@ -110,10 +110,10 @@ class BodyStore {
   // (sizes of record and chunks do not fit each other).
   virtual Result<StoreOutcome> put(BodyPut& put) = 0;
   // Moved from only if kAccepted. Error: kInvalidArgument (range or a buffer's size).
-  virtual Result<ReadOutcome> read(BodyRead& read) = 0;
+  virtual Result<BodyReadOutcome> read(BodyRead& read) = 0;
   // The vectors blob, verified. An empty blob if the record has none.
-  virtual ReadOutcome read_vectors(const Digest& key,
-                                   std::function<void(Result<VectorsBlob>)> done) = 0;
+  virtual BodyReadOutcome read_vectors(const Digest& key,
+                                       std::function<void(Result<VectorsBlob>)> done) = 0;
   // Unknown keys are ignored. Reads in flight end as they would have; a put in flight ends
   // kCancelled. Not durable: a record that was erased may be back after a restart (with its own
   // bytes).
