@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/rank.h"
+
+namespace skv {
+
+// Chooses what to read from what was ranked.
+//
+// kBlock     the `budget_blocks` candidates of the highest score, ties by lower index.
+// kSentence  whole sentences by score per block, ties by lower index; one that does not fit what is
+//            left of the budget is passed over and the next is tried. Sinks and recents inside a
+//            sentence are not counted again.
+// Sinks and recents are not candidates and always in the result.
+//
+// Units   blocks.   Thread  any; a CutScratch belongs to one call at a time, results live in it.
+enum class CutUnit : uint8_t { kBlock = 0, kSentence = 1 };  // values as CutKind on the wire
+
+struct CutOptions {
+  CutUnit unit = CutUnit::kBlock;
+  uint32_t budget_blocks = 0;  // ranked ones; more than there is takes all
+};
+
+// One table's entries (ipc/layout/window.h), before slots: sinks, ranked and recents, ascending.
+struct ReadSet {
+  std::span<const uint32_t> blocks;
+  std::span<const uint32_t> sentences;  // of each block: its index in the context
+  std::span<const float> scores;
+  uint32_t ranked_count = 0;  // entries that are neither sink nor recent
+  // Estimated share of attention on closed blocks that are not in the set, 0..1. 1 where no score
+  // was finite. With RankReduction::kMax an upper bound.
+  float unread_mass = 0.0F;
+};
+
+struct CutScratch {
+  std::vector<uint32_t> blocks;
+  std::vector<uint32_t> sentences;
+  std::vector<float> scores;
+  std::vector<uint8_t> taken;
+  std::vector<float> candidate_scores;
+  std::vector<uint32_t> candidates;
+  std::vector<uint32_t> candidate_blocks;
+  std::vector<uint32_t> histogram;
+  void reserve(uint32_t ranked_blocks);  // then cut allocates no more
+};
+
+ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scratch);
+
+// The best entries until their weights sum to at least `weight_min`: marks taken[i] = 1 for those,
+// 0 for the others, and returns the sum. Higher score first, ties by lower index; scores are >= 0
+// and not NaN. `weights` null: 1 each. `histogram` is working memory (2048 entries, kept).
+uint32_t select_best(std::span<const float> scores,
+                     const uint32_t* weights,
+                     uint32_t weight_min,
+                     std::span<uint8_t> taken,
+                     std::vector<uint32_t>& histogram);
+
+}  // namespace skv

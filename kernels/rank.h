@@ -1,0 +1,105 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/rank_pages.h"
+
+namespace skv {
+
+// Estimates, for one (layer, kv head) and the queries of its group, which share of the attention
+// over all closed blocks falls on each block. The exact definition, operation by operation, is in
+// kernels/README.md; every backend returns the same bits.
+//
+// Shape   queries [query_count][k_dim] fp32, row-major.
+// Units   blocks of the context's grid; scores are shares of attention mass, in [0, 1].
+// Thread  any; a RankScratch belongs to one call at a time.
+// Owns    nothing. Results live in the scratch until its next use.
+// Errors  none: NaN and infinity, in queries or vectors, score 0.
+struct RankQuery {
+  const float* queries = nullptr;
+  uint32_t query_count = 0;  // of the group; 1..64
+  float softmax_scale = 1.0F;
+};
+
+enum class RankReduction : uint8_t { kMean = 0, kMax = 1 };  // over the group, after the softmax
+
+struct RankOptions {
+  // The fine stage reads the best sentences until they hold at least this many blocks.
+  uint32_t coarse_blocks = 1024;
+  // Contexts of up to this many blocks are read whole; so are those of up to coarse_blocks.
+  uint32_t full_scan_blocks = 512;
+  // First and last closed blocks, which are read in any case: never candidates of a cut, always
+  // ranked finely and not counted in coarse_blocks; they count in the normaliser.
+  uint32_t sink_blocks = 0;
+  uint32_t recent_blocks = 0;
+  RankReduction reduction = RankReduction::kMean;
+};
+
+// Of one query: estimated sum of e^(logit) over all closed tokens = sum * 2^log2_max.
+struct RankNormaliser {
+  float log2_max = 0.0F;
+  float sum = 0.0F;  // 0: no finite score at all
+};
+
+struct RankResult {
+  std::span<const uint32_t> blocks;             // of the finely ranked sentences, ascending
+  std::span<const float> scores;                // of each of `blocks`
+  std::span<const uint32_t> block_sentences;    // sentence of each of `blocks`
+  std::span<const uint32_t> sentences;          // finely ranked, ascending
+  std::span<const RankNormaliser> normalisers;  // per query
+  float skipped_mass = 0.0F;  // share of the sentences that only the coarse stage read
+  bool full_scan = true;      // no sentence was skipped
+  uint32_t end_block = 0;     // of the view
+  uint32_t sink_end = 0;      // blocks [0, sink_end) are sinks
+  uint32_t recent_first = 0;  // blocks [recent_first, end_block) are recents
+};
+
+// Working memory of rank; grows to the largest context seen (reserve does it ahead), then allocates
+// no more. Contents between calls are unspecified, except that results point into it.
+class RankScratch {
+ public:
+  void reserve(uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim);
+
+  // What follows is the kernels' own.
+  std::vector<float> query;         // [query][k_dim], times softmax_scale * log2(e)
+  std::vector<float> query_square;  // [query][k_dim]
+  std::vector<float> query_scale;   // [query][k_dim], times the sentence's residual scale
+  std::vector<float> mean_dots;     // [query][sentence, padded to 16]
+  std::vector<float> coarse;        // [query][sentence, padded to 16]: log2 of mass per token
+  std::vector<float> block_max;     // [query][block, padded to 16]
+  std::vector<float> block_sum;     // [query][block, padded to 16]
+  std::vector<float> shares;        // [sentence or block]
+  std::vector<float> weights;       // [16-padded]
+  std::vector<float> scores;
+  std::vector<float> skipped;
+  std::vector<uint32_t> blocks;
+  std::vector<uint32_t> block_sentences;
+  std::vector<uint32_t> sentences;
+  std::vector<uint32_t> marks;
+  std::vector<RankNormaliser> normalisers;
+  std::vector<uint32_t> histogram;
+};
+
+// The fastest backend of this CPU.
+RankResult rank(const RankView& view,
+                const RankQuery& query,
+                const RankOptions& options,
+                RankScratch& scratch);
+
+// Plain loops and std::fma; the definition in code.
+RankResult rank_reference(const RankView& view,
+                          const RankQuery& query,
+                          const RankOptions& options,
+                          RankScratch& scratch);
+
+// Highway, on the best target of this CPU; the reference where that target has no fma.
+RankResult rank_simd(const RankView& view,
+                     const RankQuery& query,
+                     const RankOptions& options,
+                     RankScratch& scratch);
+// Name of that target, for reports ("AVX3_ZEN4"); "reference" where it has no fma.
+const char* rank_target();
+
+}  // namespace skv

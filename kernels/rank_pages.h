@@ -1,0 +1,129 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ipc/layout/vectors.h"
+#include "ipc/types/ids.h"
+
+namespace skv {
+
+inline constexpr uint32_t kTileSentences = 16;  // width of a coarse tile
+inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse tiles
+
+// Where one (layer, kv head) lies inside its area of a page. All offsets are multiples of 8, those
+// of coarse tiles of 64, from a page base that is aligned to 64.
+//
+//   4 coarse tiles: mean fp16 [d][16], spread codes u8 [d][16], spread_m fp16 [16], scale_m fp16
+//   [16]; then per sentence, back to back: scale codes u8 [d], fine tiles as in the blob
+// kMean has the means only.
+struct RankAreaLayout {
+  static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
+    return kind == IndexKind::kMean ? 32 * k_dim : 48 * k_dim + 64;
+  }
+  static constexpr uint32_t spread_codes(uint32_t k_dim) { return 32 * k_dim; }
+  static constexpr uint32_t spread_m(uint32_t k_dim) { return 48 * k_dim; }
+  static constexpr uint32_t scale_m(uint32_t k_dim) { return 48 * k_dim + 32; }
+  static constexpr uint32_t fine(IndexKind kind, uint32_t k_dim) {
+    return kPageSentences / kTileSentences * coarse_tile_bytes(kind, k_dim);
+  }
+  // Fine bytes of a sentence are k_dim * fine_units: one byte of scale code and stored_runs / 2.
+  static constexpr uint32_t fine_units(uint32_t runs) { return 1 + stored_runs(runs) / 2; }
+  // Scanners load 8 bytes of residuals at a time, so the last row may be read past its end.
+  static constexpr uint32_t kOverread = 64;
+};
+
+struct RankSentence {
+  uint32_t first_block = 0;
+  uint16_t block_count = 0;
+  uint16_t fine_unit = 0;  // its fine bytes begin k_dim * fine_unit after RankAreaLayout::fine
+};
+static_assert(sizeof(RankSentence) == 8);
+
+// One (layer, kv head) of a context, as rank reads it. Plain and borrowed: valid until the
+// VectorPages it came from is appended to. The same struct over device addresses feeds a kernel.
+struct RankView {
+  const std::byte* const* pages = nullptr;  // base of each page; page i holds sentences 64 i ..
+  const RankSentence* sentences = nullptr;
+  uint32_t sentence_count = 0;
+  uint32_t end_block = 0;    // blocks [0, end_block) are covered
+  uint64_t area_offset = 0;  // of this (layer, kv head), from each page's base
+  uint32_t k_dim = 0;
+  uint32_t block_tokens = 0;
+  uint32_t run_tokens = 0;
+  IndexKind kind = IndexKind::kMeanSpreadRuns;
+};
+
+// Up to 64 consecutive sentences of one path, all layers and heads: the unit of sharing between
+// contexts. Immutable once full. Memory is one allocation of fixed size, touched as it fills.
+struct VectorPage {
+  struct Free {
+    void operator()(std::byte* memory) const;
+  };
+  std::unique_ptr<std::byte, Free> memory;  // aligned to 64
+  uint32_t sentence_count = 0;
+  uint32_t fine_unit_count = 0;
+  uint32_t block_counts[kPageSentences] = {};
+};
+
+// Fixed per (model, index): offsets of the areas inside a page.
+//
+// Thread  immutable after construction; any. Shared by all contexts of the model and index.
+class RankPageLayout {
+ public:
+  explicit RankPageLayout(VectorsLayout vectors);
+
+  const VectorsLayout& vectors() const { return vectors_; }
+  uint64_t page_bytes() const { return page_bytes_; }
+  uint64_t area_offset(uint32_t layer, uint32_t head) const {
+    return areas_[layer].offset + head * areas_[layer].bytes;
+  }
+
+ private:
+  struct Area {
+    uint64_t offset;
+    uint64_t bytes;
+  };
+  VectorsLayout vectors_;
+  std::vector<Area> areas_;  // per layer: of head 0
+  uint64_t page_bytes_ = 0;
+};
+
+// The semantic vectors of one context, laid out for ranking: append moves nothing that is there.
+//
+// Thread  the owner's (a data thread). Full pages may be read by any thread.
+// Owns    its last page alone; full pages together with whoever else holds them.
+class VectorPages {
+ public:
+  explicit VectorPages(std::shared_ptr<const RankPageLayout> layout);
+
+  // Appends the sentence that follows on the context's grid; `blob` is copied and must have the
+  // size for block_count (checked), finite or not. Requires: 32..64 tokens, so that it fits.
+  void append(uint32_t block_count, std::span<const std::byte> blob);
+
+  // Contexts with a common path share full pages: full_page(i) of one is adopted by the other.
+  // Requires of adopt: only full pages before (sentence_count() a multiple of 64), same layout.
+  uint32_t full_page_count() const { return sentence_count() / kPageSentences; }
+  std::shared_ptr<const VectorPage> full_page(uint32_t page_index) const;
+  void adopt(std::shared_ptr<const VectorPage> page);
+
+  uint32_t sentence_count() const { return static_cast<uint32_t>(sentences_.size()); }
+  uint32_t end_block() const { return end_block_; }
+  SentenceSpan sentence(uint32_t sentence_index) const;
+  uint64_t bytes() const;  // of all its pages, shared ones included
+  const RankPageLayout& layout() const { return *layout_; }
+
+  RankView view(uint32_t layer, uint32_t head) const;
+
+ private:
+  std::shared_ptr<const RankPageLayout> layout_;
+  std::vector<std::shared_ptr<VectorPage>> pages_;
+  std::vector<const std::byte*> bases_;
+  std::vector<RankSentence> sentences_;
+  uint32_t end_block_ = 0;
+};
+
+}  // namespace skv
