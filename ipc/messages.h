@@ -7,18 +7,18 @@
 
 #include "ipc/identity/model.h"
 #include "ipc/types/ids.h"
+#include "ipc/types/wire.h"
 
 namespace skv {
 
 // The messages of the control socket (docs/protocol.md). Each is one SOCK_SEQPACKET datagram:
 // FrameHeader, then the body. Every message lists its fields once, in `fields`; the encoder and the
-// bounds-checked decoder of ipc/codec.h walk that list. Little-endian, no padding; a vector or
+// bounds-checked decoder of ipc/types/wire.h walk that list. Little-endian, no padding; a vector or
 // string is a u32 count, then its items; counts are limited by the frame and by kItemsMax.
 
 inline constexpr uint32_t kFrameMagic = 0x31564B53;  // "SKV1"
 inline constexpr uint16_t kProtocolVersion = 1;
 inline constexpr uint32_t kMessageBytesMax = 64 * 1024;  // header included
-inline constexpr uint32_t kItemsMax = 32 * 1024;
 inline constexpr uint32_t kFdsMax = 4;
 inline constexpr uint32_t kAppendTokensMax = 8 * 1024;  // per message; a client splits longer ones
 inline constexpr uint32_t kReserveSentencesMax = 512;   // per message
@@ -65,10 +65,11 @@ struct FrameHeader {
 };
 static_assert(sizeof(FrameHeader) == 32);
 
-#define SKV_FIELDS(...)           \
-  template <typename Archive>     \
-  void fields(Archive& archive) { \
-    archive(__VA_ARGS__);         \
+// The names travel with the fields, so that a decoding error can say which one it is.
+#define SKV_FIELDS(...)                 \
+  template <typename Archive>           \
+  void fields(Archive& archive) {       \
+    archive(#__VA_ARGS__, __VA_ARGS__); \
   }
 #define SKV_NO_FIELDS         \
   template <typename Archive> \
@@ -296,8 +297,8 @@ struct WindowClose {
   SKV_FIELDS(window)
 };
 
-// Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (client writes), [2]
-// doorbell of the client (daemon writes); eventfds.
+// Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (an eventfd, the client
+// writes), [2] doorbell of the client (the read end of a pipe, the daemon writes): ipc/doorbell.h.
 struct ChannelOpen {
   uint64_t query_area_bytes = 0;
   SKV_FIELDS(query_area_bytes)
