@@ -111,12 +111,10 @@ SKV_API int skv_session_close(skv_session session);
 
 typedef struct skv_session_info {
   uint32_t size;
-  uint32_t session_id;    /* at the daemon, as skvctl shows it; new at each connection */
-  uint32_t connections;   /* 1, + 1 for each time the library had to connect again */
-  uint32_t connected;     /* 1: as far as known without asking */
-  void* staging;          /* writable memory for puts and loads: memory NULL in skv_strided_kv */
-  uint64_t staging_bytes; /* the address survives a reconnection if the size does */
-  const void* host;       /* read-only: bodies of this space in host memory (leases, windows) */
+  uint32_t session_id;  /* at the daemon, as skvctl shows it; new at each connection */
+  uint32_t connections; /* 1, + 1 for each time the library had to connect again */
+  uint32_t connected;   /* 1: as far as known without asking */
+  const void* host;     /* read-only: bodies of this space in host memory (leases, windows) */
   uint64_t host_bytes;
   uint8_t instance[16]; /* of the daemon process */
   uint8_t boot_id[16];
@@ -136,7 +134,7 @@ SKV_API int skv_session_reconnect(skv_session session, uint32_t timeout_ms);
 /* A hold keeps what an object has mapped readable after the object is closed, so that views handed
  * to a garbage collected language never dangle. It keeps memory, not meaning: bytes of a closed
  * window, a released lease or a closed session may change. */
-SKV_API int skv_session_hold(skv_session session, skv_hold* hold); /* staging and host memory */
+SKV_API int skv_session_hold(skv_session session, skv_hold* hold); /* host memory */
 SKV_API int skv_window_hold(skv_window window, skv_hold* hold);    /* tables and slots */
 SKV_API int skv_memory_hold(skv_memory memory, skv_hold* hold);
 SKV_API int skv_lease_hold(skv_lease lease, skv_hold* hold); /* the host memory of its extents */
@@ -323,6 +321,10 @@ SKV_API int skv_match(skv_context context, int adopt, skv_match_result* result);
  * its own. Registered again by itself after a reconnection. Errors: SKV_E_TOO_LARGE. */
 SKV_API int skv_memory_create(skv_session session, uint64_t bytes, skv_memory* memory);
 SKV_API int skv_memory_register(skv_session session, int fd, uint64_t bytes, skv_memory* memory);
+/* The session's staging memory, small (megabytes) and there from the start. Unlike the others it
+ * belongs to one connection: SKV_E_STALE afterwards, so that bytes written before a restart of the
+ * daemon are never taken for those it has now. Close it, ask again, write again. */
+SKV_API int skv_session_staging(skv_session session, skv_memory* memory);
 /* Waits for the daemon to let go, so that the bytes may be reused; unmaps (but see skv_hold).
  * SKV_E_BUSY while asynchronous operations use it. */
 SKV_API int skv_memory_close(skv_memory memory);
@@ -341,7 +343,7 @@ SKV_API int skv_memory_get_info(skv_memory memory, skv_memory_info* info);
 typedef struct skv_strided_kv {
   uint32_t size;
   uint32_t first_token; /* position of what is at the offsets */
-  skv_memory memory;    /* NULL: the session's staging memory */
+  skv_memory memory;
   uint64_t k_offset;
   uint64_t v_offset;
   uint64_t layer_stride;
@@ -376,11 +378,11 @@ typedef struct skv_put_write_options {
   uint32_t first_layer;
   uint32_t layer_count;
   uint32_t reserved;
-  skv_strided_kv source;
+  const skv_strided_kv* source;
 } skv_put_write_options;
 
 /* Blocks until the source may be reused; or, with ticket not NULL, returns when the request is sent
- * and skv_wait tells. At most 256 asynchronous operations are in flight per session; one more
+ * and skv_wait tells. At most 128 asynchronous operations are in flight per session; one more
  * waits. */
 SKV_API int skv_put_write(skv_context context,
                           const skv_put_write_options* options,
@@ -401,7 +403,7 @@ typedef struct skv_vectors_put_options {
   uint32_t first_sentence;
   uint32_t sentence_count;
   uint32_t reserved;
-  skv_memory memory; /* NULL: staging */
+  skv_memory memory;
   uint64_t offset;
   uint64_t bytes;
 } skv_vectors_put_options;
@@ -522,8 +524,8 @@ typedef struct skv_load_options {
   uint32_t sentence_count;
   uint32_t first_layer;
   uint32_t layer_count;
-  uint32_t deadline_ms;       /* for bytes from NVMe; 0: the daemon's default */
-  skv_strided_kv destination; /* skv_load only */
+  uint32_t deadline_ms;              /* for bytes from NVMe; 0: the daemon's default */
+  const skv_strided_kv* destination; /* skv_load only */
 } skv_load_options;
 
 typedef struct skv_load_result {
