@@ -11,8 +11,11 @@ namespace skv {
 //   [ChannelHeader 4 KiB][kChannelEntries x SubmissionEntry][kChannelEntries x
 //   CompletionEntry][query area]
 //
-// Geometry is fixed at creation and never read back from the memory by the daemon.
+// Geometry is fixed at creation and never read back from the memory by the daemon. A client has at
+// most kChannelEntries submissions whose completions it has not taken, so the completion ring never
+// overflows; the daemon takes no entry without room for its completion.
 inline constexpr uint32_t kChannelEntries = 64;
+inline constexpr uint32_t kChannelVersion = 1;
 inline constexpr uint32_t kChannelMagic = 0x4B435653;  // "SVCK"
 
 struct ChannelHeader {
@@ -65,6 +68,13 @@ struct CompletionEntry {
   uint32_t reserved;
 };
 static_assert(sizeof(CompletionEntry) == 64);
+
+inline constexpr uint64_t kSubmissionsOffset = kChannelHeaderBytes;
+inline constexpr uint64_t kCompletionsOffset =
+    kSubmissionsOffset + kChannelEntries * sizeof(SubmissionEntry);
+inline constexpr uint64_t kQueryAreaOffset =
+    kCompletionsOffset + kChannelEntries * sizeof(CompletionEntry);
+static_assert(kQueryAreaOffset == 12288);
 
 enum class ColdMode : uint32_t { kPartial = 0, kWait = 1 };
 
