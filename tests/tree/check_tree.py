@@ -3,7 +3,8 @@
 
 includes      who may include whom (docs/architecture.md "Map"), and which system library lives where
 tests_built   every *_test.cc and *_test.py is part of a program or a ctest
-words         words that the project does not use for its own things, and marks of unfinished work
+words         marks of unfinished work
+snippets      code shown in documents equals the marked lines of the test it names
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import pathlib
 import re
 import sys
+import textwrap
 
 # folder of the includer -> prefixes it may include (its own folder is always allowed).
 ARROWS = {
@@ -105,7 +107,31 @@ def check_words(root, _build):
     return problems
 
 
-CHECKS = {"includes": check_includes, "tests_built": check_tests_built, "words": check_words}
+SHOWN = re.compile(r"<!-- snippet: (\S+) (\S+) -->\n```\w*\n(.*?)```", re.S)
+
+
+def marked_lines(text, name):
+    """The lines between [snippet:name] and [/snippet:name], without common indentation."""
+    inside = re.search(rf"\[snippet:{re.escape(name)}\][^\n]*\n(.*?)[^\n]*\[/snippet:{re.escape(name)}\]", text, re.S)
+    return textwrap.dedent(inside.group(1)) if inside else None
+
+
+def check_snippets(root, _build):
+    problems = []
+    documents = [root / "README.md", *sorted((root / "docs").glob("*.md")), *sorted(root.glob("*/README.md"))]
+    for document in documents:
+        for source, name, shown in SHOWN.findall(document.read_text(encoding="utf-8")):
+            path = root / source
+            actual = marked_lines(path.read_text(encoding="utf-8"), name) if path.is_file() else None
+            if actual is None:
+                problems.append(f"{document.relative_to(root)}: {source} has no snippet {name}")
+            elif actual.strip() != shown.strip():
+                problems.append(f"{document.relative_to(root)}: snippet {name} differs from {source}")
+    return problems
+
+
+CHECKS = {"includes": check_includes, "tests_built": check_tests_built, "words": check_words,
+          "snippets": check_snippets}
 
 
 def main():

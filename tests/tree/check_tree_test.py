@@ -46,6 +46,16 @@ class CheckTree(unittest.TestCase):
                    json.dumps([{"file": str(self.root / "tests/tiers/store_test.cc")}]))
         self.assertEqual(check_tree.check_tests_built(self.root, self.root / "build"), [])
 
+    def test_a_snippet_that_differs_is_found(self):
+        self.write("docs/a.md", "\n")
+        self.write("tests/x.cc", "  // [snippet:open]\n  open();\n  // [/snippet:open]\n")
+        self.write("README.md", "<!-- snippet: tests/x.cc open -->\n```cpp\nopen();\n```\n")
+        self.assertEqual(check_tree.check_snippets(self.root, None), [])
+        self.write("README.md", "<!-- snippet: tests/x.cc open -->\n```cpp\nclose();\n```\n")
+        self.assertEqual(len(check_tree.check_snippets(self.root, None)), 1)
+        self.write("README.md", "<!-- snippet: tests/x.cc gone -->\n```cpp\nopen();\n```\n")
+        self.assertEqual(len(check_tree.check_snippets(self.root, None)), 1)
+
     def test_an_unfinished_mark_is_found(self):
         self.write("tiers/bad.cc", "// TO" + "DO later\n")
         self.assertEqual(len(check_tree.check_words(self.root, None)), 1)
