@@ -30,8 +30,8 @@ struct ReadSet {
   std::span<const uint32_t> sentences;  // of each block: its index in the context
   std::span<const float> scores;
   uint32_t ranked_count = 0;  // entries that are neither sink nor recent
-  // Estimated share of attention on closed blocks that are not in the set, 0..1. 1 where no score
-  // was finite. With RankReduction::kMax an upper bound.
+  // Estimated share of attention on closed blocks that are not in the set, 0..1. Where no score was
+  // finite: 1, or 0 if nothing is missing. With RankReduction::kMax an upper bound.
   float unread_mass = 0.0F;
 };
 
@@ -43,6 +43,8 @@ struct CutScratch {
   std::vector<float> candidate_scores;
   std::vector<uint32_t> candidates;
   std::vector<uint32_t> candidate_blocks;
+  std::vector<uint8_t> candidate_taken;
+  std::vector<uint32_t> order;
   std::vector<uint32_t> histogram;
   void reserve(uint32_t ranked_blocks);  // then cut allocates no more
 };

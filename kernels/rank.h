@@ -62,22 +62,24 @@ class RankScratch {
  public:
   void reserve(uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim);
 
-  // What follows is the kernels' own.
+  // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16.
   std::vector<float> query;         // [query][k_dim], times softmax_scale * log2(e)
   std::vector<float> query_square;  // [query][k_dim]
   std::vector<float> query_scale;   // [query][k_dim], times the sentence's residual scale
-  std::vector<float> mean_dots;     // [query][sentence, padded to 16]
-  std::vector<float> coarse;        // [query][sentence, padded to 16]: log2 of mass per token
-  std::vector<float> block_max;     // [query][block, padded to 16]
-  std::vector<float> block_sum;     // [query][block, padded to 16]
-  std::vector<float> shares;        // [sentence or block]
-  std::vector<float> weights;       // [16-padded]
+  std::vector<float> mean_dots;     // [query][sentence]
+  std::vector<float> coarse;        // [query][sentence]: log2 of the mass per token
+  std::vector<float> fine_max;      // [query][fine sentence]: largest logit
+  std::vector<float> block_sums;    // [query][fine block]: mass relative to that
+  std::vector<float> sentence_sums;
+  std::vector<float> counts;  // tokens of the sentences that were not ranked finely
+  std::vector<float> shares;
+  std::vector<float> weights;
   std::vector<float> scores;
-  std::vector<float> skipped;
   std::vector<uint32_t> blocks;
   std::vector<uint32_t> block_sentences;
   std::vector<uint32_t> sentences;
-  std::vector<uint32_t> marks;
+  std::vector<uint32_t> block_counts;
+  std::vector<uint8_t> taken;
   std::vector<RankNormaliser> normalisers;
   std::vector<uint32_t> histogram;
 };

@@ -142,7 +142,7 @@ class VectorsLayout {
     for (uint32_t before = 0; before < layer; ++before) {
       at += static_cast<uint64_t>(layers_[before].kv_heads) * record(before, blocks).bytes;
     }
-    return at + static_cast<uint64_t>(head) * record(layer, blocks).bytes;
+    return head == 0 ? at : at + static_cast<uint64_t>(head) * record(layer, blocks).bytes;
   }
   uint64_t blob_bytes(uint32_t blocks) const { return offset(layer_count(), 0, blocks); }
 

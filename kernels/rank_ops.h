@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/rank.h"
+
+namespace skv {
+
+// The inner loops of rank, in two versions with the same bits: plain (rank_reference.cc) and
+// vectorised (rank_simd.cc). What joins them is one driver, rank.cc.
+
+// All tiles of one page of one (layer, kv head). Query arrays are [query][k_dim].
+struct CoarseJob {
+  const std::byte* area = nullptr;
+  uint32_t tile_count = 0;
+  uint32_t k_dim = 0;
+  IndexKind kind = IndexKind::kMeanSpreadRuns;
+  const float* query = nullptr;
+  const float* query_square = nullptr;  // null: means only, nothing is written to `coarse`
+  uint32_t query_count = 0;
+  size_t stride = 0;           // of the outputs, from query to query
+  float* mean_dots = nullptr;  // of the page's first sentence
+  float* coarse = nullptr;
+};
+
+// The runs of one sentence.
+struct FineJob {
+  const std::byte* fine = nullptr;  // scale codes, then tiles
+  float scale_m = 0.0F;
+  uint32_t k_dim = 0;
+  uint32_t runs = 0;
+  uint32_t runs_per_block = 0;
+  float run_tokens = 0.0F;
+  const float* query = nullptr;
+  uint32_t query_count = 0;
+  float* query_scale = nullptr;      // working memory, [query][k_dim]
+  const float* mean_dots = nullptr;  // of this sentence and query 0
+  size_t mean_stride = 0;
+  float* sentence_max = nullptr;  // of this sentence and query 0
+  size_t max_stride = 0;
+  float* block_sums = nullptr;  // of the sentence's first block and query 0
+  size_t sum_stride = 0;
+};
+
+struct RankOps {
+  void (*coarse)(const CoarseJob& job);
+  // Per query: the largest logit of the sentence, and per block run_tokens times the sum of
+  // 2^(logit - that).
+  void (*fine)(const FineJob& job);
+  // Arrays of these are padded to a multiple of 16.
+  float (*max_of)(const float* values, size_t count);
+  // to[i] = 2^(logits[i] - max); returns sum of counts[i] * to[i] over 16 lanes.
+  float (*weigh)(const float* logits, const float* counts, float max, size_t count, float* to);
+  // totals[i] = fma(weights[i], factor, totals[i]), or max(totals[i], weights[i] * factor).
+  void (*add)(
+      const float* weights, float factor, RankReduction reduction, size_t count, float* totals);
+};
+
+const RankOps& reference_ops();
+const RankOps& simd_ops();  // of the target that is chosen now; reference_ops() without fma
+
+RankResult rank_with(const RankOps& ops,
+                     const RankView& view,
+                     const RankQuery& query,
+                     const RankOptions& options,
+                     RankScratch& scratch);
+
+}  // namespace skv

@@ -1,0 +1,142 @@
+#include "kernels/rank_pages.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "ipc/types/check.h"
+
+namespace skv {
+namespace {
+
+constexpr uint32_t kMeanElement = 2;  // bytes
+
+void append_area(std::byte* area,
+                 IndexKind kind,
+                 uint32_t k_dim,
+                 const VectorRecordLayout& record_layout,
+                 uint32_t sentence,
+                 uint32_t fine_unit,
+                 const std::byte* record) {
+  const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(kind, k_dim);
+  std::byte* tile = area + size_t{sentence / kTileSentences} * tile_bytes;
+  const uint32_t lane = sentence % kTileSentences;
+  // Lanes of sentences still to come are scanned with the others and their results thrown away.
+  if (lane == 0) std::memset(tile, 0, tile_bytes);
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    std::memcpy(tile + size_t{d * kTileSentences + lane} * kMeanElement,
+                record + size_t{d} * kMeanElement, kMeanElement);
+  }
+  if (kind == IndexKind::kMean) return;
+  std::byte* spread = tile + RankAreaLayout::spread_codes(k_dim);
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    spread[size_t{d} * kTileSentences + lane] = record[record_layout.spread_codes + d];
+  }
+  std::memcpy(tile + RankAreaLayout::spread_m(k_dim) + size_t{lane} * 2,
+              record + record_layout.spread_m, 2);
+  std::memcpy(tile + RankAreaLayout::scale_m(k_dim) + size_t{lane} * 2,
+              record + record_layout.scale_m, 2);
+  std::byte* fine = area + RankAreaLayout::fine(kind, k_dim) + size_t{k_dim} * fine_unit;
+  std::memcpy(fine, record + record_layout.scale_codes,
+              record_layout.bytes - record_layout.scale_codes);
+}
+
+}  // namespace
+
+void VectorPage::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+RankPageLayout::RankPageLayout(VectorsLayout vectors) : vectors_(std::move(vectors)) {
+  const IndexKind kind = vectors_.index().kind;
+  const uint32_t runs_max = kSentenceTokensMax / vectors_.index().run_tokens;
+  for (uint32_t layer = 0; layer < vectors_.layer_count(); ++layer) {
+    const uint32_t k_dim = vectors_.k_dim(layer);
+    uint64_t bytes = RankAreaLayout::fine(kind, k_dim);
+    if (kind != IndexKind::kMean) {
+      bytes += uint64_t{kPageSentences} * k_dim * RankAreaLayout::fine_units(runs_max);
+    }
+    bytes = (bytes + 63) / 64 * 64;
+    areas_.push_back({page_bytes_, bytes});
+    page_bytes_ += bytes * vectors_.kv_heads(layer);
+  }
+  page_bytes_ = (page_bytes_ + RankAreaLayout::kOverread + 63) / 64 * 64;
+}
+
+VectorPages::VectorPages(std::shared_ptr<const RankPageLayout> layout)
+    : layout_(std::move(layout)) {}
+
+void VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) {
+  const VectorsLayout& vectors = layout_->vectors();
+  const uint32_t tokens = block_count * vectors.block_tokens();
+  SKV_CHECK(tokens >= 1 && tokens <= kSentenceTokensMax, "tokens of a sentence");
+  SKV_CHECK(blob.size() == vectors.blob_bytes(block_count), "blob size");
+  if (sentence_count() % kPageSentences == 0) {
+    auto page = std::make_shared<VectorPage>();
+    page->memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, layout_->page_bytes())));
+    SKV_CHECK(page->memory != nullptr, "memory for a page of vectors");
+    // Read past the last fine row, never used.
+    std::memset(page->memory.get() + layout_->page_bytes() - RankAreaLayout::kOverread, 0,
+                RankAreaLayout::kOverread);
+    bases_.push_back(page->memory.get());
+    pages_.push_back(std::move(page));
+  }
+  VectorPage& page = *pages_.back();
+  const IndexKind kind = vectors.index().kind;
+  const std::byte* record = blob.data();
+  for (uint32_t layer = 0; layer < vectors.layer_count(); ++layer) {
+    const VectorRecordLayout record_layout = vectors.record(layer, block_count);
+    for (uint32_t head = 0; head < vectors.kv_heads(layer); ++head) {
+      append_area(page.memory.get() + layout_->area_offset(layer, head), kind, vectors.k_dim(layer),
+                  record_layout, page.sentence_count, page.fine_unit_count, record);
+      record += record_layout.bytes;
+    }
+  }
+  sentences_.push_back({end_block_, static_cast<uint16_t>(block_count),
+                        static_cast<uint16_t>(page.fine_unit_count)});
+  page.block_counts[page.sentence_count++] = block_count;
+  page.fine_unit_count += RankAreaLayout::fine_units(vectors.runs(block_count));
+  end_block_ += block_count;
+}
+
+std::shared_ptr<const VectorPage> VectorPages::full_page(uint32_t page_index) const {
+  SKV_CHECK(page_index < full_page_count(), "a full page");
+  return pages_[page_index];
+}
+
+void VectorPages::adopt(std::shared_ptr<const VectorPage> page) {
+  SKV_CHECK(sentence_count() % kPageSentences == 0 && page->sentence_count == kPageSentences,
+            "only full pages are shared");
+  uint32_t fine_unit = 0;
+  for (const uint32_t block_count : page->block_counts) {
+    sentences_.push_back(
+        {end_block_, static_cast<uint16_t>(block_count), static_cast<uint16_t>(fine_unit)});
+    fine_unit += RankAreaLayout::fine_units(layout_->vectors().runs(block_count));
+    end_block_ += block_count;
+  }
+  bases_.push_back(page->memory.get());
+  // Never written again: append only touches a page that is not full.
+  pages_.push_back(std::const_pointer_cast<VectorPage>(std::move(page)));
+}
+
+SentenceSpan VectorPages::sentence(uint32_t sentence_index) const {
+  const RankSentence& at = sentences_[sentence_index];
+  return {at.first_block, at.block_count};
+}
+
+uint64_t VectorPages::bytes() const { return pages_.size() * layout_->page_bytes(); }
+
+RankView VectorPages::view(uint32_t layer, uint32_t head) const {
+  const VectorsLayout& vectors = layout_->vectors();
+  RankView view;
+  view.pages = bases_.data();
+  view.sentences = sentences_.data();
+  view.sentence_count = sentence_count();
+  view.end_block = end_block_;
+  view.area_offset = layout_->area_offset(layer, head);
+  view.k_dim = vectors.k_dim(layer);
+  view.block_tokens = vectors.block_tokens();
+  view.run_tokens = vectors.index().run_tokens;
+  view.kind = vectors.index().kind;
+  return view;
+}
+
+}  // namespace skv

@@ -1,0 +1,359 @@
+// The inner loops of rank with Highway: this file is compiled once per instruction set, the best
+// one that the CPU has is chosen at run time. Bits are those of rank_reference.cc: every lane does
+// the same operations in the same order, only several lanes at a time.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/rank_simd.cc"
+#include <hwy/foreach_target.h>  // first: includes this file again for each target
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "ipc/layout/half.h"
+#include "ipc/layout/vectors.h"
+#include "kernels/rank_math.h"
+#include "kernels/rank_ops.h"
+
+// 16 lanes, in vectors of 4, 8 or 16. Without fma, or with vectors whose length is not known when
+// compiling, the plain loops run.
+#undef SKV_RANK_VECTORS
+#if HWY_NATIVE_FMA && !HWY_HAVE_SCALABLE && HWY_TARGET != HWY_SCALAR
+#define SKV_RANK_VECTORS 1
+#else
+#define SKV_RANK_VECTORS 0
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace skv {
+namespace HWY_NAMESPACE {
+namespace {
+
+#if SKV_RANK_VECTORS
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::CappedTag<float, 16>;
+using Words = hn::Rebind<uint32_t, Floats>;
+using Ints = hn::Rebind<int32_t, Floats>;
+using Halves = hn::Rebind<hwy::float16_t, Floats>;
+using Bytes = hn::Rebind<uint8_t, Floats>;
+using FloatVector = hn::Vec<Floats>;
+using WordVector = hn::Vec<Words>;
+
+constexpr size_t kLanes = HWY_MAX_BYTES / 4 < 16 ? HWY_MAX_BYTES / 4 : 16;
+constexpr size_t kParts = 16 / kLanes;  // vectors per tile of 16
+
+// 2^(-i / 16) for i = 0..15 in each lane of `index`.
+HWY_INLINE FloatVector sixteenth_power(WordVector index) {
+  const Floats df;
+  const float* table = detail::kSixteenthPowers.data();
+  if constexpr (kLanes == 16) {
+    return hn::TableLookupLanes(hn::LoadU(df, table),
+                                hn::IndicesFromVec(df, hn::BitCast(Ints(), index)));
+  } else if constexpr (kLanes == 8) {
+    const auto low = hn::And(index, hn::Set(Words(), 7U));
+    const auto lanes = hn::IndicesFromVec(df, hn::BitCast(Ints(), low));
+    const auto first = hn::TableLookupLanes(hn::LoadU(df, table), lanes);
+    const auto second = hn::TableLookupLanes(hn::LoadU(df, table + 8), lanes);
+    const auto is_second = hn::Gt(hn::BitCast(Ints(), index), hn::Set(Ints(), 7));
+    return hn::IfThenElse(hn::RebindMask(df, is_second), second, first);
+  } else {
+    return hn::GatherIndex(df, table, hn::BitCast(Ints(), index));
+  }
+}
+
+// log_code_factor and log_code_square of kLanes codes.
+HWY_INLINE FloatVector scaled_down_codes(WordVector codes, FloatVector power, WordVector halvings) {
+  const Words du;
+  const auto bits = hn::Sub(hn::BitCast(du, power), hn::ShiftLeft<23>(halvings));
+  return hn::BitCast(Floats(), hn::IfThenZeroElse(hn::Eq(codes, hn::Zero(du)), bits));
+}
+HWY_INLINE FloatVector code_factors(const uint8_t* at) {
+  const Words du;
+  const auto codes = hn::PromoteTo(du, hn::LoadU(Bytes(), at));
+  const auto below = hn::Sub(hn::Set(du, 255U), codes);
+  return scaled_down_codes(codes, sixteenth_power(hn::And(below, hn::Set(du, 15U))),
+                           hn::ShiftRight<4>(below));
+}
+HWY_INLINE FloatVector code_squares(const uint8_t* at) {
+  const Words du;
+  const auto codes = hn::PromoteTo(du, hn::LoadU(Bytes(), at));
+  const auto below = hn::Sub(hn::Set(du, 255U), codes);
+  const auto index = hn::ShiftLeft<1>(hn::And(below, hn::Set(du, 7U)));
+  return scaled_down_codes(codes, sixteenth_power(index), hn::ShiftRight<3>(below));
+}
+
+HWY_INLINE FloatVector halves(const std::byte* at) {
+  return hn::PromoteTo(Floats(), hn::LoadU(Halves(), reinterpret_cast<const hwy::float16_t*>(at)));
+}
+
+HWY_INLINE FloatVector cleaned(FloatVector logits) {
+  const Floats df;
+  const auto counts = hn::Le(hn::Abs(logits), hn::Set(df, kLogitMax));
+  return hn::IfThenElse(counts, logits, hn::Set(df, kLogitNone));
+}
+
+HWY_INLINE FloatVector exp2_of_lanes(FloatVector x) {
+  const Floats df;
+  const auto least = hn::Set(df, kExp2Min);
+  const auto magic = hn::Set(df, kRoundMagic);
+  const auto counts = hn::Ge(x, least);
+  x = hn::Max(x, least);
+  const auto whole = hn::Sub(hn::Add(x, magic), magic);
+  const auto f = hn::Sub(x, whole);
+  auto p = hn::Set(df, kExp2Coefficients[5]);
+  for (int i = 4; i >= 0; --i) p = hn::MulAdd(p, f, hn::Set(df, kExp2Coefficients[i]));
+  p = hn::MulAdd(p, f, hn::Set(df, 1.0F));
+  const auto exponent =
+      hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(Ints(), whole), hn::Set(Ints(), 127)));
+  return hn::IfThenElseZero(counts, hn::Mul(p, hn::BitCast(df, exponent)));
+}
+
+// --- coarse ---
+
+// kQueries queries against one part (kLanes sentences) of a tile.
+template <size_t kQueries, bool kSpread>
+HWY_INLINE void coarse_part(
+    const CoarseJob& job, const std::byte* tile, size_t part, uint32_t first_query, size_t at) {
+  const Floats df;
+  const size_t k_dim = job.k_dim;
+  const size_t lane = part * kLanes;
+  const float* query = job.query + first_query * k_dim;
+  const float* square = kSpread ? job.query_square + first_query * k_dim : nullptr;
+  FloatVector dots[kQueries];
+  FloatVector variances[kQueries];
+  for (size_t q = 0; q < kQueries; ++q) dots[q] = variances[q] = hn::Zero(df);
+  const std::byte* means = tile + lane * 2;
+  const auto* codes =
+      reinterpret_cast<const uint8_t*>(tile) + RankAreaLayout::spread_codes(job.k_dim) + lane;
+  for (size_t d = 0; d < k_dim; ++d) {
+    const auto mean = halves(means + d * 32);
+    for (size_t q = 0; q < kQueries; ++q) {
+      dots[q] = hn::MulAdd(hn::Set(df, query[q * k_dim + d]), mean, dots[q]);
+    }
+    if constexpr (kSpread) {
+      const auto factor = code_squares(codes + d * 16);
+      for (size_t q = 0; q < kQueries; ++q) {
+        variances[q] = hn::MulAdd(hn::Set(df, square[q * k_dim + d]), factor, variances[q]);
+      }
+    }
+  }
+  for (size_t q = 0; q < kQueries; ++q) {
+    hn::StoreU(dots[q], df, job.mean_dots + (first_query + q) * job.stride + at + lane);
+  }
+  if constexpr (kSpread) {
+    const auto m = halves(tile + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
+    const auto m_square = hn::Mul(m, m);
+    for (size_t q = 0; q < kQueries; ++q) {
+      const auto logit =
+          hn::MulAdd(hn::Mul(variances[q], m_square), hn::Set(df, kHalfLn2), dots[q]);
+      hn::StoreU(cleaned(logit), df, job.coarse + (first_query + q) * job.stride + at + lane);
+    }
+  }
+}
+
+template <bool kSpread>
+void coarse_tiles(const CoarseJob& job) {
+  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
+  for (uint32_t tile = 0; tile < job.tile_count; ++tile) {
+    const std::byte* from = job.area + tile * tile_bytes;
+    const size_t at = size_t{tile} * kTileSentences;
+    for (size_t part = 0; part < kParts; ++part) {
+      uint32_t q = 0;
+      for (; q + 4 <= job.query_count; q += 4) coarse_part<4, kSpread>(job, from, part, q, at);
+      for (; q + 2 <= job.query_count; q += 2) coarse_part<2, kSpread>(job, from, part, q, at);
+      for (; q < job.query_count; ++q) coarse_part<1, kSpread>(job, from, part, q, at);
+    }
+  }
+}
+
+void coarse(const CoarseJob& job) {
+  if (job.query_square != nullptr) {
+    coarse_tiles<true>(job);
+  } else {
+    coarse_tiles<false>(job);
+  }
+}
+
+// --- fine ---
+
+// A row of residuals is 8 bytes, the lower four bytes the runs 0..7, the upper four the runs 8..15
+// (a narrower tile leaves lanes that nobody reads). Broadcast, they alternate from lane to lane; a
+// shift per lane brings the lane's nibble to the top. So lane j (of the tile) holds run
+// j / 2 + 8 * (j % 2), and the runs are put in order once per tile.
+HWY_INLINE WordVector nibble_shifts(size_t part) {
+  const Words du;
+  const auto lane = hn::Iota(du, static_cast<uint32_t>(part * kLanes));
+  return hn::Sub(hn::Set(du, 28U), hn::ShiftLeft<2>(hn::ShiftRight<1>(lane)));
+}
+
+constexpr size_t run_of_lane(size_t lane) { return lane / 2 + 8 * (lane % 2); }
+
+// Adds up kQueries queries over one part of a tile; logits of the tile's 16 runs go to `logits`
+// [query][kSentenceTokensMax], in order of runs.
+template <size_t kQueries>
+HWY_INLINE void fine_part(const FineJob& job,
+                          const std::byte* tile,
+                          size_t row_bytes,
+                          size_t part,
+                          uint32_t first_query,
+                          float* logits) {
+  const Floats df;
+  const hn::Repartition<uint64_t, Floats> d64;
+  const size_t k_dim = job.k_dim;
+  const float* scaled = job.query_scale + first_query * k_dim;
+  const auto shifts = nibble_shifts(part);
+  FloatVector dots[kQueries];
+  for (size_t q = 0; q < kQueries; ++q) dots[q] = hn::Zero(df);
+  for (size_t d = 0; d < k_dim; ++d) {
+    uint64_t row = 0;
+    std::memcpy(&row, tile + d * row_bytes, sizeof row);
+    const auto nibbles = hn::Shl(hn::BitCast(Words(), hn::Set(d64, row)), shifts);
+    const auto residual = hn::ConvertTo(df, hn::ShiftRight<28>(hn::BitCast(Ints(), nibbles)));
+    for (size_t q = 0; q < kQueries; ++q) {
+      dots[q] = hn::MulAdd(hn::Set(df, scaled[q * k_dim + d]), residual, dots[q]);
+    }
+  }
+  for (size_t q = 0; q < kQueries; ++q) {
+    const float mean_dot = job.mean_dots[(first_query + q) * job.mean_stride];
+    float lanes[kLanes];
+    hn::StoreU(cleaned(hn::Add(dots[q], hn::Set(df, mean_dot))), df, lanes);
+    float* to = logits + q * kSentenceTokensMax;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+    }
+  }
+}
+
+// Largest logit, then masses: neighbours are added first, so a block's sum is a tree of its runs.
+void finish_sentence(const FineJob& job, uint32_t query, float* logits) {
+  const Floats df;
+  const size_t padded = (job.runs + 15) / 16 * 16;
+  for (size_t run = job.runs; run < padded; ++run) logits[run] = kLogitNone;
+  auto maxima = hn::Set(df, kLogitNone);
+  for (size_t run = 0; run < padded; run += kLanes) {
+    maxima = hn::Max(maxima, hn::LoadU(df, logits + run));
+  }
+  float lanes[kLanes];
+  hn::StoreU(maxima, df, lanes);
+  float max = lanes[0];
+  for (size_t lane = 1; lane < kLanes; ++lane) max = lanes[lane] > max ? lanes[lane] : max;
+  job.sentence_max[query * job.max_stride] = max;
+  for (size_t run = 0; run < padded; run += kLanes) {
+    hn::StoreU(exp2_of_lanes(hn::Sub(hn::LoadU(df, logits + run), hn::Set(df, max))), df,
+               logits + run);
+  }
+  float* sums = job.block_sums + query * job.sum_stride;
+  uint32_t count = job.runs;
+  for (uint32_t width = job.runs_per_block; width > 1; width /= 2) {
+    count /= 2;
+    for (uint32_t i = 0; i < count; ++i) logits[i] = logits[2 * i] + logits[2 * i + 1];
+  }
+  for (uint32_t block = 0; block < count; ++block) sums[block] = logits[block] * job.run_tokens;
+}
+
+template <size_t kQueries>
+void fine_queries(const FineJob& job, uint32_t first_query) {
+  float logits[kQueries * kSentenceTokensMax];
+  const std::byte* tiles = job.fine + job.k_dim;
+  for (uint32_t first_run = 0; first_run < job.runs; first_run += kTileRuns) {
+    const std::byte* tile = tiles + VectorRecordLayout::tile_offset(job.k_dim, first_run);
+    const size_t row_bytes = VectorRecordLayout::tile_width(job.runs, first_run) / 2;
+    for (size_t part = 0; part < kParts; ++part) {
+      fine_part<kQueries>(job, tile, row_bytes, part, first_query, logits + first_run);
+    }
+  }
+  for (uint32_t q = 0; q < kQueries; ++q) {
+    finish_sentence(job, first_query + q, logits + q * kSentenceTokensMax);
+  }
+}
+
+void fine(const FineJob& job) {
+  const Floats df;
+  const auto m = hn::Set(df, job.scale_m);
+  const auto* codes = reinterpret_cast<const uint8_t*>(job.fine);
+  // k_dim is a multiple of 8; a vector of 16 may write 8 floats into the next query's row, which
+  // comes after it, or past the last row, which has room (RankScratch::reserve).
+  for (uint32_t q = 0; q < job.query_count; ++q) {
+    for (size_t d = 0; d < job.k_dim; d += kLanes) {
+      const auto scale = hn::Mul(m, code_factors(codes + d));
+      const size_t at = size_t{q} * job.k_dim + d;
+      hn::StoreU(hn::Mul(hn::LoadU(df, job.query + at), scale), df, job.query_scale + at);
+    }
+  }
+  uint32_t q = 0;
+  for (; q + 4 <= job.query_count; q += 4) fine_queries<4>(job, q);
+  for (; q + 2 <= job.query_count; q += 2) fine_queries<2>(job, q);
+  for (; q < job.query_count; ++q) fine_queries<1>(job, q);
+}
+
+// --- arrays ---
+
+float max_of(const float* values, size_t count) {
+  const Floats df;
+  auto maxima = hn::Set(df, kLogitNone);
+  for (size_t i = 0; i < count; i += kLanes) maxima = hn::Max(maxima, hn::LoadU(df, values + i));
+  return hn::GetLane(hn::MaxOfLanes(df, maxima));
+}
+
+float weigh(const float* logits, const float* counts, float max, size_t count, float* to) {
+  const Floats df;
+  FloatVector sums[kParts];
+  for (size_t part = 0; part < kParts; ++part) sums[part] = hn::Zero(df);
+  for (size_t i = 0; i < count; i += 16) {
+    for (size_t part = 0; part < kParts; ++part) {
+      const size_t at = i + part * kLanes;
+      const auto weight = exp2_of_lanes(hn::Sub(hn::LoadU(df, logits + at), hn::Set(df, max)));
+      hn::StoreU(weight, df, to + at);
+      sums[part] = hn::MulAdd(hn::LoadU(df, counts + at), weight, sums[part]);
+    }
+  }
+  float lanes[16];
+  for (size_t part = 0; part < kParts; ++part) {
+    hn::StoreU(sums[part], df, lanes + part * kLanes);
+  }
+  return sum_of_lanes(lanes);
+}
+
+void add(const float* weights, float factor, RankReduction reduction, size_t count, float* totals) {
+  const Floats df;
+  const auto factors = hn::Set(df, factor);
+  for (size_t i = 0; i < count; i += kLanes) {
+    const auto weight = hn::LoadU(df, weights + i);
+    const auto total = hn::LoadU(df, totals + i);
+    hn::StoreU(reduction == RankReduction::kMean ? hn::MulAdd(weight, factors, total)
+                                                 : hn::Max(total, hn::Mul(weight, factors)),
+               df, totals + i);
+  }
+}
+
+const RankOps* ops() {
+  static constexpr RankOps kOps = {coarse, fine, max_of, weigh, add};
+  return &kOps;
+}
+
+#else
+
+const RankOps* ops() { return &reference_ops(); }
+
+#endif  // SKV_RANK_VECTORS
+
+}  // namespace
+
+const RankOps* target_ops() { return ops(); }
+const char* target_name() { return SKV_RANK_VECTORS ? hwy::TargetName(HWY_TARGET) : "reference"; }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace skv
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace skv {
+
+HWY_EXPORT(target_ops);
+HWY_EXPORT(target_name);
+
+const RankOps& simd_ops() { return *HWY_DYNAMIC_DISPATCH(target_ops)(); }
+const char* rank_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
+
+}  // namespace skv
+#endif  // HWY_ONCE
