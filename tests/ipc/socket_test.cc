@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -209,11 +210,13 @@ TEST_F(Listening, PathsAreLimited) {
 // Goal: a peer's death is seen although a child of it keeps the connection open.
 TEST_F(Listening, PidfdTellsDeathNotOnlyHangUp) {
   const UniqueFd listener = listen_on({.path = path_}).value();
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);  // the grandchild becomes ours to wait for
   const pid_t child = ::fork();
   if (child == 0) {
     ::setpgid(0, 0);
     const Result<UniqueFd> socket = connect_to(path_);
-    ::fork();  // both hold the connection
+    // Both hold the connection; the younger one says so.
+    if (::fork() == 0) (void)::send(socket.value().get(), "here", 4, 0);
     for (;;) ::pause();
   }
   pollfd waiting{listener.get(), POLLIN, 0};
@@ -224,6 +227,10 @@ TEST_F(Listening, PidfdTellsDeathNotOnlyHangUp) {
   const UniqueFd pidfd = open_peer_pidfd(accepted->get()).value();
   pollfd death{pidfd.get(), POLLIN, 0};
   EXPECT_EQ(::poll(&death, 1, 0), 0);
+  pollfd forked{accepted->get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&forked, 1, 30000), 1);
+  std::array<char, 8> here{};
+  ASSERT_EQ(::recv(accepted->get(), here.data(), here.size(), 0), 4);
   ASSERT_EQ(::kill(child, SIGKILL), 0);
   EXPECT_EQ(::poll(&death, 1, 30000), 1);
   ::waitpid(child, nullptr, 0);
@@ -231,6 +238,7 @@ TEST_F(Listening, PidfdTellsDeathNotOnlyHangUp) {
   Frame frame;
   EXPECT_EQ(server.receive(frame).value(), ReceiveOutcome::kWouldBlock);
   ::kill(-child, SIGKILL);  // what is left of its group
+  ::waitpid(-child, nullptr, 0);
 }
 
 }  // namespace
