@@ -8,6 +8,8 @@
 
 namespace skv {
 
+__extension__ typedef unsigned __int128 WideProduct;  // of two 64-bit words
+
 // Hash of a digest for tables whose keys a client can choose (by choosing tokens): a multiply and
 // fold of 16 of its bytes under a seed of this process, so that nobody can aim keys at one bucket.
 struct KeyedDigestHash {
@@ -18,7 +20,7 @@ struct KeyedDigestHash {
     uint64_t high = 0;
     std::memcpy(&low, digest.bytes.data(), sizeof low);
     std::memcpy(&high, digest.bytes.data() + sizeof low, sizeof high);
-    const auto product = static_cast<unsigned __int128>(low ^ seed) *
+    const auto product = static_cast<WideProduct>(low ^ seed) *
                          (high ^ (seed * 0x9E3779B97F4A7C15ULL) ^ 0xD1B54A32D192ED03ULL);
     return static_cast<size_t>(product) ^ static_cast<size_t>(product >> 64);
   }
