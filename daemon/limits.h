@@ -27,6 +27,23 @@ inline constexpr uint64_t kHelloDeadlineNs = 5'000'000'000ULL;
 // waits in its session (kBusy towards the client once the session's in-flight limit is reached).
 inline constexpr uint32_t kDataCommandsMax = 4096;
 
+// Models of one session; each is some KiB, shared where equal.
+inline constexpr uint32_t kSessionModelsMax = 64;
+
+// Queries of one channel: 64 entries x 256 layers x 64 heads x 1024 dims of fp32 would be 4 GiB; an
+// engine sends a few layers at a time.
+inline constexpr uint64_t kQueryAreaBytesMax = 256ULL << 20;
+
+// A window's tables: 2 buffers x layers x heads x width x 17 bytes.
+inline constexpr uint64_t kWindowTablesBytesMax = 1ULL << 30;
+
+// A load that copies leases at most this much of the host tier at a time (or one sentence), and at
+// most an eighth of the tier's budget; a load in place leases at most a quarter of the budget.
+inline constexpr uint64_t kLoadBatchBytes = 8ULL << 20;
+
+// Connections beyond sessions.max that may be told so.
+inline constexpr uint32_t kGreetingsMax = 64;
+
 // Text of skvctl's contexts page: entries per StatReply, 160 bytes each is well below 64 KiB.
 inline constexpr uint32_t kStatContextsPage = 200;
 

@@ -1,0 +1,106 @@
+#include "daemon/server.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "daemon/limits.h"
+#include "ipc/os_error.h"
+#include "ipc/socket.h"
+
+namespace skv {
+namespace {
+
+Result<UniqueFd> take_lock(const std::string& socket_path) {
+  const std::string path = socket_path + ".lock";
+  UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!lock.valid()) {
+    return os_error("open " + path);
+  }
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) {
+      return os_error("flock " + path);
+    }
+    char pid[24] = {};
+    const ssize_t got = ::pread(lock.get(), pid, sizeof pid - 1, 0);
+    return Error{ErrorCode::kBusy,
+                 "another skvd (pid " + std::string(pid, got > 0 ? static_cast<size_t>(got) : 0) +
+                     ") serves " + socket_path + "; stop it, or set another socket.path"};
+  }
+  const std::string pid = std::to_string(::getpid());
+  if (::ftruncate(lock.get(), 0) != 0 ||
+      ::pwrite(lock.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {
+    return os_error("write " + path);
+  }
+  return lock;
+}
+
+UniqueFd spare_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::open(Loop& loop,
+                                             const Options& options,
+                                             std::function<void(UniqueFd)> accepted) {
+  std::unique_ptr<Server> server(new Server(options, std::move(accepted)));
+  Result<UniqueFd> lock = take_lock(options.path);
+  if (!lock.ok()) {
+    return lock.error();
+  }
+  server->lock_ = std::move(lock).value();
+  Result<UniqueFd> socket = listen_on({options.path, options.mode, kListenBacklog});
+  if (!socket.ok()) {
+    return socket.error();
+  }
+  server->socket_ = std::move(socket).value();
+  server->reserve_ = spare_descriptor();
+  Server* const self = server.get();
+  Result<std::unique_ptr<PollWatch>> watch =
+      PollWatch::open(loop, self->socket_.get(), [self](int) { self->accept_some(); });
+  if (!watch.ok()) {
+    return watch.error();
+  }
+  self->watch_ = std::move(watch).value();
+  self->watch_->watch(UV_READABLE);
+  return server;
+}
+
+Server::~Server() {
+  watch_.reset();
+  if (socket_.valid()) {
+    ::unlink(options_.path.c_str());
+  }
+}
+
+void Server::accept_some() {
+  for (int i = 0; i < kListenBacklog; ++i) {
+    Result<std::optional<UniqueFd>> accepted = accept_from(socket_.get());
+    if (accepted.ok()) {
+      if (!accepted.value().has_value()) {
+        return;
+      }
+      accepted_(std::move(*accepted.value()));
+      continue;
+    }
+    refuse_one();
+    if (refused_ == 1 || refused_ % 1000 == 0) {
+      spdlog::error("cannot accept ({} so far): {}", refused_, accepted.error().message);
+    }
+    return;
+  }
+}
+
+void Server::refuse_one() {
+  ++refused_;
+  reserve_.reset();
+  UniqueFd refused(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  refused.reset();
+  reserve_ = spare_descriptor();
+}
+
+}  // namespace skv

@@ -1,0 +1,111 @@
+#include <algorithm>
+#include <utility>
+
+#include "daemon/limits.h"
+#include "daemon/verbs.h"
+#include "ipc/layout/window.h"
+
+namespace skv {
+namespace {
+
+// The counts a client asked for, in 64 bits so that no sum wraps.
+Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
+  const uint64_t width =
+      static_cast<uint64_t>(message.budget_blocks) + message.sink_blocks + message.recent_blocks;
+  if (width == 0) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "budget_blocks, sink_blocks and recent_blocks are all 0"};
+  }
+  if (message.resident_blocks < width) {
+    return Error{ErrorCode::kInvalidArgument, "resident_blocks is " +
+                                                  std::to_string(message.resident_blocks) +
+                                                  ", allowed is from " + std::to_string(width) +
+                                                  ", the sum of budget, sink and recent blocks"};
+  }
+  if (message.cut > static_cast<uint8_t>(CutKind::kSentence)) {
+    return Error{ErrorCode::kUnsupported,
+                 "cut " + std::to_string(message.cut) +
+                     " is not served; served are 0 (block) and 1 (sentence)"};
+  }
+  uint64_t tables = kWindowHeaderBytes;
+  for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
+    // 17 bytes per entry and buffer; TableLayout rounds each array up.
+    tables += 2 * (static_cast<uint64_t>(layout.kv_heads(layer)) * width * 17 + 1024);
+    if (tables > kWindowTablesBytesMax) {
+      return Error{ErrorCode::kTooLarge, "the window's tables would take more than " +
+                                             std::to_string(kWindowTablesBytesMax) +
+                                             " bytes at a width of " + std::to_string(width) +
+                                             " blocks"};
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void window_open(Core& core, Session& session, const WindowOpen& message, const ReplyPtr& reply) {
+  const std::shared_ptr<Context> context = context_of(session, message.context, reply);
+  if (context == nullptr) {
+    return;
+  }
+  if (session.windows.size() >= core.config.session_windows_max) {
+    reply->error(
+        limit_error("sessions.windows", session.windows.size(), core.config.session_windows_max));
+    return;
+  }
+  if (const Result<void> fits = check_blocks(message, context->model()->layout()); !fits.ok()) {
+    reply->error(fits.error());
+    return;
+  }
+  context->mark_used();
+  const auto id = core.next_id<WindowId>();
+  session.windows.emplace(id, OpenedWindow{context->id(), false, false});
+  core.windows_opening.emplace(id, reply);
+
+  Feeds::WindowRequest request;
+  request.context = context;
+  request.model = context->model()->data;
+  request.window.session = session.id;
+  request.window.window = id;
+  request.window.budget_blocks = message.budget_blocks;
+  request.window.sink_blocks = message.sink_blocks;
+  request.window.recent_blocks = message.recent_blocks;
+  request.window.resident_blocks = message.resident_blocks;
+  request.window.cut = static_cast<CutKind>(message.cut);
+  request.window.coarse_blocks = message.coarse_blocks;
+  core.feeds.open_window(std::move(request));
+}
+
+void window_close(Core& core, Session& session, const WindowClose& message, const ReplyPtr& reply) {
+  const auto window = session.windows.find(WindowId{message.window});
+  if (window == session.windows.end()) {
+    reply->error({ErrorCode::kUnknownHandle,
+                  "window " + std::to_string(message.window) + " is not one of this session"});
+    return;
+  }
+  if (!window->second.open || core.windows_closing.contains(window->first)) {
+    reply->error({ErrorCode::kBusy,
+                  "window " + std::to_string(message.window) + " is being opened or closed"});
+    return;
+  }
+  close_window(core, session, window->first, [reply] { reply->ok(); });
+}
+
+void close_window(Core& core, Session& session, WindowId window, std::function<void()> closed) {
+  if (!session.windows.contains(window)) {
+    closed();
+    return;
+  }
+  std::function<void()>& waiting = core.windows_closing[window];
+  if (waiting) {  // somebody closes it already: both hear of it
+    waiting = [first = std::move(waiting), second = std::move(closed)] {
+      first();
+      second();
+    };
+    return;
+  }
+  waiting = std::move(closed);
+  core.data.post(CloseWindow{session.id, window});
+}
+
+}  // namespace skv
