@@ -102,6 +102,13 @@ struct SlotPoolOptions {
   std::string worker_program;  // path of skvd; empty: /proc/self/exe
 };
 
+// 8-4-4-4-12 hexadecimal digits.
+std::string uuid_text(const std::array<uint8_t, 16>& uuid);
+std::optional<std::array<uint8_t, 16>> parse_uuid(const std::string& text);
+
+// kNoSpace: a slab of `bytes` beside `used_bytes` is above the device budget.
+Error no_room(uint64_t bytes, uint64_t used_bytes, uint64_t budget_bytes);
+
 // kUnsupported, by name, for a kind this build does not serve.
 Result<std::unique_ptr<SlotPool>> make_slot_pool(const SlotPoolOptions& options);
 

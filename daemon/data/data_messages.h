@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "ipc/channel.h"
 #include "ipc/identity/model.h"
 #include "ipc/layout/body_layout.h"
 #include "ipc/layout/window.h"
@@ -216,16 +217,9 @@ struct ArenaUnmapped {
 };
 
 struct ChannelOpened {
-  struct Parts {
-    UniqueFd memory;           // [0] of the reply
-    UniqueFd daemon_doorbell;  // [1] the client writes it
-    UniqueFd client_doorbell;  // [2] the daemon writes it
-    uint64_t bytes = 0;
-    uint64_t query_area_offset = 0;
-  };
   SessionId session{};
   ChannelId channel{};
-  Result<Parts> parts;
+  Result<ChannelParts> parts;  // descriptors in the order of the reply
 };
 
 struct WindowOpened {

@@ -1,0 +1,170 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/deadline.h"
+#include "ipc/codec.h"
+#include "ipc/messages.h"
+#include "ipc/shared_memory.h"
+#include "ipc/socket.h"
+#include "ipc/types/result.h"
+
+namespace skv::client {
+
+// One request and, once it is done, its answer. Fields behind `verb` belong to the connection's
+// mutex until done.
+struct Operation {
+  Verb verb{};
+  uint64_t ticket = 0;
+  bool done = false;
+  bool abandoned = false;      // nobody will look: a late reply is undone
+  std::optional<Error> error;  // the connection ended before the reply
+  Frame frame;
+};
+using OperationPtr = std::shared_ptr<Operation>;
+
+// One connection to one daemon process, from hello to its end. It never comes back to life: a
+// session replaces it, and what lived under it knows by its serial.
+//
+// Thread  any. There is no reader thread: of the threads that wait for a reply one reads the socket
+//         and hands out what arrives (the leader), the others sleep until theirs is there or the
+//         leader has left.
+// Errors  kDisconnected from submit(): nothing was sent. From wait(): the reply will not come.
+//         kTimeout from wait(): the operation goes on; wait again or abandon it.
+// Owns    the socket and the read-only mapping of the space's host memory, which holds and leases
+//         share.
+class Connection {
+ public:
+  struct Options {
+    std::string path;
+    std::string client_name;
+    std::array<uint8_t, 16> client_instance{};
+  };
+
+  static Result<std::shared_ptr<Connection>> open(const Options& options, Deadline deadline);
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  // Distinct for all connections of this process; 0 is none.
+  uint64_t serial() const { return serial_; }
+  const HelloReply& hello() const { return hello_; }
+  const std::shared_ptr<MappedMemory>& host() const { return host_; }  // null: no host memory
+  const std::shared_ptr<MappedMemory>& staging() const { return staging_; }
+  int staging_fd() const { return staging_fd_.get(); }
+  int socket() const { return reader_.fd(); }  // for POLLHUP only
+  bool alive() const { return !dead_.load(std::memory_order_acquire); }
+  bool in_own_process() const;  // false in a forked child: leave the socket alone
+
+  template <typename Message>
+  Result<OperationPtr> submit(Verb verb,
+                              const Message& message,
+                              Deadline deadline,
+                              std::span<const int> fds = {}) {
+    OperationPtr operation = begin(verb);
+    const std::vector<uint8_t> frame =
+        encode_request(verb, Ticket{operation->ticket}, message, static_cast<uint16_t>(fds.size()));
+    if (Result<void> sent = send(frame, fds, deadline); !sent.ok()) {
+      forget(operation);
+      return sent.error();
+    }
+    return operation;
+  }
+
+  Result<void> wait(const OperationPtr& operation, Deadline deadline);
+  void abandon(const OperationPtr& operation);
+
+  // After wait() said ok.
+  template <typename Reply>
+  Result<Reply> reply(const OperationPtr& operation) {
+    Result<Reply> decoded = decode_reply<Reply>(operation->frame.header, operation->frame.body);
+    if (!decoded.ok() && operation->frame.header.status == 0) end(decoded.error());
+    return decoded;
+  }
+
+  // submit, wait, reply. A timeout abandons it.
+  template <typename Reply, typename Message>
+  Result<Reply> call(Verb verb,
+                     const Message& message,
+                     Deadline deadline,
+                     std::span<const int> fds = {},
+                     std::vector<UniqueFd>* received = nullptr) {
+    Result<OperationPtr> operation = submit(verb, message, deadline, fds);
+    if (!operation.ok()) return operation.error();
+    if (Result<void> waited = wait(operation.value(), deadline); !waited.ok()) {
+      abandon(operation.value());
+      return waited.error();
+    }
+    if (received != nullptr) *received = std::move(operation.value()->frame.fds);
+    return reply<Reply>(operation.value());
+  }
+
+  // Sends without waiting and without caring for the answer (undoing what nobody asked for).
+  template <typename Message>
+  void post(Verb verb, const Message& message) {
+    Result<OperationPtr> operation = submit(verb, message, Clock::now());
+    if (operation.ok()) abandon(operation.value());
+  }
+
+  // Hands out what has arrived, without waiting, unless another thread reads.
+  void take_arrived() { drain(); }
+  // Everything pending ends with `why`; the first call counts.
+  void end(const Error& why);
+  bool window_lost(uint32_t window);
+
+  // Channels that threads of this process hold here; false above kThreadChannelsMax.
+  bool take_channel();
+  void give_back_channel();
+  uint32_t channel_count() const { return channels_.load(std::memory_order_relaxed); }
+
+ private:
+  explicit Connection(UniqueFd socket);
+  Result<void> say_hello(const Options& options, Deadline deadline);
+  OperationPtr begin(Verb verb);
+  void forget(const OperationPtr& operation);
+  Result<void> send(std::span<const uint8_t> frame, std::span<const int> fds, Deadline deadline);
+  Result<void> read_one(Deadline deadline, bool& got, Frame& frame);
+  void drain();
+  void dispatch(Frame frame);
+  void dispatch_event(const Frame& frame);
+  void undo(const Operation& late);
+  void end_locked(const Error& why);
+
+  const uint64_t serial_;
+  const pid_t process_;
+  FrameSocket reader_;  // the thread that has reading_
+  FrameSocket writer_;  // under send_mutex_; a duplicate descriptor of the same socket
+  std::mutex send_mutex_;
+  HelloReply hello_;
+  std::shared_ptr<MappedMemory> host_;
+  std::shared_ptr<MappedMemory> staging_;
+  UniqueFd staging_fd_;
+  std::atomic<bool> dead_{false};
+  std::atomic<uint32_t> channels_{0};
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool reading_ = false;
+  uint64_t next_ticket_ = 1;
+  std::map<uint64_t, OperationPtr> pending_;
+  std::optional<Error> why_dead_;
+  std::set<uint32_t> lost_windows_;
+  std::vector<Operation> to_undo_;
+};
+
+inline constexpr uint32_t kThreadChannelsMax = 64;
+
+}  // namespace skv::client

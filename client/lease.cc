@@ -1,0 +1,129 @@
+#include "client/lease.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "client/abi.h"
+
+namespace skv::client {
+namespace {
+
+// Extents of one reply: 8 bytes each, well below kMessageBytesMax.
+constexpr uint32_t kExtentsPerMessage = 4096;
+
+}  // namespace
+
+Lease::Lease(std::shared_ptr<Context> context)
+    : Object(context->owner), context_(std::move(context)) {}
+
+Lease::~Lease() {
+  if (!connection_ || !connection_->alive() || !connection_->in_own_process()) return;
+  for (const uint64_t lease : leases_) connection_->post(Verb::kRelease, Release{lease});
+}
+
+Result<std::shared_ptr<Lease>> Lease::open(const std::shared_ptr<Context>& context,
+                                           const Load& range,
+                                           Deadline deadline,
+                                           skv_load_result& loaded) {
+  const BodyLayout& layout = context->model()->layout();
+  const uint32_t layers = layout.layer_count();
+  if (range.layer_count == 0 || range.first_layer >= layers ||
+      range.layer_count > layers - range.first_layer) {
+    return invalid("layers [" + std::to_string(range.first_layer) + ", + " +
+                   std::to_string(range.layer_count) + ") of a model that has " +
+                   std::to_string(layers));
+  }
+  if (range.sentence_count == 0) return invalid("sentence_count is 0");
+  auto lease = std::make_shared<Lease>(context);
+  lease->layers_ = LayerRange{range.first_layer, range.layer_count};
+  lease->first_chunk_ = layout.chunk_of(range.first_layer);
+  lease->chunk_count_ = layout.chunk_of(lease->layers_.end() - 1) - lease->first_chunk_ + 1;
+  const uint32_t step = std::max(1U, kExtentsPerMessage / lease->chunk_count_);
+  for (uint32_t done = 0; done < range.sentence_count;) {
+    Load part = range;
+    part.in_place = 1;
+    part.first_sentence = range.first_sentence + done;
+    part.sentence_count = std::min(step, range.sentence_count - done);
+    SKV_TRY(loading,
+            context->perform(
+                Verb::kLoad, deadline, [&](Connection& connection, uint32_t id) -> Result<Load> {
+                  if (lease->connection_ && lease->connection_.get() != &connection) {
+                    return Error{ErrorCode::kDisconnected, "the daemon went away during a load"};
+                  }
+                  part.context = id;
+                  return part;
+                }));
+    SKV_CHECK_OK(lease->take(loading, part.sentence_count, loaded));
+    done += part.sentence_count;
+  }
+  lease->blocks_ = context->sentences(range.first_sentence, range.sentence_count);
+  if (lease->blocks_.size() != range.sentence_count) {
+    return Error{ErrorCode::kProtocol, "the daemon leased sentences that the context has not"};
+  }
+  // Checked once, so that readers need not: every layer lies inside the mapping.
+  for (uint32_t sentence = 0; sentence < range.sentence_count; ++sentence) {
+    for (uint32_t chunk = 0; chunk < lease->chunk_count_; ++chunk) {
+      const uint64_t at = lease->extents_[size_t{sentence} * lease->chunk_count_ + chunk];
+      const uint64_t bytes =
+          layout.chunk_bytes(lease->first_chunk_ + chunk, lease->blocks_[sentence]);
+      if (at > lease->host_->bytes() || bytes > lease->host_->bytes() - at) {
+        return Error{ErrorCode::kProtocol, "a leased extent lies outside the host memory"};
+      }
+    }
+  }
+  return lease;
+}
+
+Result<void> Lease::take(const Session::Done& done,
+                         uint32_t sentence_count,
+                         skv_load_result& loaded) {
+  SKV_TRY(reply, done.connection->reply<LoadReply>(done.operation));
+  connection_ = done.connection;
+  host_ = done.connection->host();
+  if (reply.lease != 0) leases_.push_back(reply.lease);
+  if (reply.extents.size() != size_t{sentence_count} * chunk_count_) {
+    return Error{ErrorCode::kProtocol, std::to_string(reply.extents.size()) + " extents for " +
+                                           std::to_string(sentence_count) + " sentences of " +
+                                           std::to_string(chunk_count_) + " chunks"};
+  }
+  extents_.insert(extents_.end(), reply.extents.begin(), reply.extents.end());
+  loaded.host_chunks += reply.host_chunks;
+  loaded.nvme_chunks += reply.nvme_chunks;
+  loaded.bytes += reply.bytes;
+  return {};
+}
+
+Result<skv_leased_layer> Lease::layer(uint32_t sentence, uint32_t layer) const {
+  if (sentence >= blocks_.size() || layer < layers_.first || layer >= layers_.end()) {
+    return invalid("sentence " + std::to_string(sentence) + ", layer " + std::to_string(layer) +
+                   " of a lease on " + std::to_string(blocks_.size()) + " sentences, layers [" +
+                   std::to_string(layers_.first) + ", " + std::to_string(layers_.end()) + ")");
+  }
+  if (!connection_->alive()) {
+    return stale("the lease belongs to a connection that is gone: treat what was read as a miss");
+  }
+  const BodyLayout& layout = context_->model()->layout();
+  const uint32_t blocks = blocks_[sentence];
+  const uint64_t extent =
+      extents_[size_t{sentence} * chunk_count_ + layout.chunk_of(layer) - first_chunk_];
+  skv_leased_layer where{};
+  where.kv_heads = layout.kv_heads(layer);
+  where.blocks = blocks;
+  where.block_bytes = layout.block_bytes(layer);
+  where.pointer = host_->data() + extent + layout.block_offset(layer, 0, 0, blocks);
+  return where;
+}
+
+Result<void> Lease::release() {
+  const std::vector<uint64_t> leases = std::exchange(leases_, {});
+  if (!connection_->alive()) return {};
+  const Deadline deadline = context_->session()->call_deadline();
+  Result<void> outcome;
+  for (const uint64_t lease : leases) {
+    const Result<Empty> reply = connection_->call<Empty>(Verb::kRelease, Release{lease}, deadline);
+    if (!reply.ok() && reply.error().code != ErrorCode::kDisconnected) outcome = reply.error();
+  }
+  return outcome;
+}
+
+}  // namespace skv::client

@@ -1,0 +1,212 @@
+#include "client/window.h"
+
+#include <cstring>
+#include <utility>
+
+#include "client/abi.h"
+#include "client/channel.h"
+
+namespace skv::client {
+namespace {
+
+// A table that changes under the reader this often is being overwritten faster than it can be read:
+// readers_done was called too early.
+constexpr int kReadAttempts = 16;
+
+Error bad_window(const std::string& why) {
+  return Error{ErrorCode::kProtocol, "the daemon's window is not what it announced: " + why};
+}
+
+}  // namespace
+
+Window::Window(std::shared_ptr<Context> context)
+    : Object(context->owner), context_(std::move(context)) {}
+
+Result<std::shared_ptr<Window>> Window::open(std::shared_ptr<Context> context,
+                                             const WindowOpen& options) {
+  auto window = std::make_shared<Window>(std::move(context));
+  const Deadline deadline = window->context_->session()->call_deadline();
+  SKV_TRY(done, window->context_->perform(Verb::kWindowOpen, deadline,
+                                          [&](Connection&, uint32_t id) -> Result<WindowOpen> {
+                                            WindowOpen message = options;
+                                            message.context = id;
+                                            return message;
+                                          }));
+  std::vector<UniqueFd> fds = std::move(done.operation->frame.fds);
+  SKV_TRY(reply, done.connection->reply<WindowOpenReply>(done.operation));
+  window->connection_ = done.connection;
+  if (Result<void> attached = window->attach(reply, std::move(fds)); !attached.ok()) {
+    done.connection->post(Verb::kWindowClose, WindowClose{reply.window});
+    return attached.error();
+  }
+  return window;
+}
+
+Result<void> Window::attach(const WindowOpenReply& reply, std::vector<UniqueFd> fds) {
+  opened_ = reply;
+  const size_t expected = reply.slots_in_host != 0 ? 1 : 2;
+  if (fds.size() != expected) {
+    return bad_window(std::to_string(fds.size()) + " descriptors instead of " +
+                      std::to_string(expected));
+  }
+  const BodyLayout& layout = context_->model()->layout();
+  uint64_t at = kWindowHeaderBytes;
+  for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
+    layer_at_.push_back(at);
+    at += sizeof(LayerTableHeader) + 2 * TableLayout::of(layout.kv_heads(layer), reply.width).bytes;
+  }
+  SKV_TRY(tables_size, shared_memory_bytes(fds[0].get()));
+  if (reply.tables_bytes < at || tables_size < reply.tables_bytes) {
+    return bad_window("tables of " + std::to_string(tables_size) + " bytes, announced " +
+                      std::to_string(reply.tables_bytes) + ", needed " + std::to_string(at));
+  }
+  SKV_TRY(tables,
+          MappedMemory::map(fds[0].get(), reply.tables_bytes, MappedMemory::Access::kReadWrite));
+  tables_ = std::make_shared<MappedMemory>(std::move(tables));
+  if (header().magic != kWindowMagic || header().layer_count != layout.layer_count() ||
+      header().width != reply.width || reply.slot_unit_bytes == 0 ||
+      header().slot_unit_bytes != reply.slot_unit_bytes) {
+    return bad_window("its header");
+  }
+  if (reply.slots_in_host != 0) {
+    slots_ = connection_->host();
+    opened_.slots_bytes = slots_->bytes();
+    return {};
+  }
+  if (connection_->hello().device_kind == "cuda") {
+    return Error{ErrorCode::kUnsupported, "windows in the memory of a cuda device"};
+  }
+  SKV_TRY(slots_size, shared_memory_bytes(fds[1].get()));
+  if (reply.slots_bytes == 0 || slots_size < reply.slots_bytes) {
+    return bad_window("slots of " + std::to_string(slots_size) + " bytes, announced " +
+                      std::to_string(reply.slots_bytes));
+  }
+  SKV_TRY(slots,
+          MappedMemory::map(fds[1].get(), reply.slots_bytes, MappedMemory::Access::kReadOnly));
+  slots_ = std::make_shared<MappedMemory>(std::move(slots));
+  return {};
+}
+
+WindowHeader& Window::header() const { return *reinterpret_cast<WindowHeader*>(tables_->data()); }
+
+bool Window::is_stale() const {
+  return !connection_->alive() || context_->closed() || connection_->window_lost(opened_.window);
+}
+
+Result<void> Window::check_fresh() const {
+  if (context_->closed()) return stale("the context of this window was closed");
+  if (!connection_->alive()) {
+    return stale("the window belongs to a connection that is gone: close it, open a new one");
+  }
+  return {};
+}
+
+Result<void> Window::close() {
+  if (is_stale()) return {};
+  const Result<Empty> reply = connection_->call<Empty>(
+      Verb::kWindowClose, WindowClose{opened_.window}, context_->session()->call_deadline());
+  if (!reply.ok() && reply.error().code != ErrorCode::kDisconnected) return reply.error();
+  return {};
+}
+
+void Window::saw_version(uint64_t version) {
+  uint64_t newest = newest_version_.load(std::memory_order_relaxed);
+  while (newest < version && !newest_version_.compare_exchange_weak(newest, version)) {
+  }
+}
+
+Result<CompletionEntry> Window::prefetch(SubmissionEntry entry,
+                                         std::span<const std::byte> query,
+                                         Deadline deadline) {
+  SKV_CHECK_OK(check_fresh());
+  SKV_TRY(channel, ThreadChannel::of_this_thread(connection_, query.size(), deadline));
+  entry.verb = static_cast<uint32_t>(ChannelVerb::kPrefetch);
+  entry.window = opened_.window;
+  SKV_TRY(completion, channel->prefetch(entry, query, deadline));
+  if (completion.status != 0) {
+    return Error{static_cast<ErrorCode>(completion.status),
+                 "prefetch of window " + std::to_string(opened_.window) + " ended with " +
+                     skv_error_name(-completion.status)};
+  }
+  saw_version(completion.version);
+  return completion;
+}
+
+Result<skv_table> Window::table(uint32_t layer) {
+  const BodyLayout& layout = context_->model()->layout();
+  if (layer >= layout.layer_count()) {
+    return invalid("layer " + std::to_string(layer) + " of a model that has " +
+                   std::to_string(layout.layer_count()));
+  }
+  SKV_CHECK_OK(check_fresh());
+  const uint32_t heads = layout.kv_heads(layer);
+  const TableLayout at = TableLayout::of(heads, opened_.width);
+  std::byte* const base = tables_->data() + layer_at_[layer];
+  const auto& current = reinterpret_cast<const LayerTableHeader*>(base)->current;
+  for (int attempt = 0; attempt < kReadAttempts; ++attempt) {
+    const uint64_t word = current.load(std::memory_order_acquire);
+    if (word == 0) {
+      return Error{ErrorCode::kNotFound, "layer " + std::to_string(layer) + " has no table yet"};
+    }
+    const std::byte* buffer = base + sizeof(LayerTableHeader) + (word & 1) * at.bytes;
+    TableHeader seen{};
+    std::memcpy(&seen, buffer, sizeof seen);
+    // While we looked, `current` may have moved on twice, and this buffer been written again.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (current.load(std::memory_order_relaxed) != word) continue;
+    skv_table table{};
+    table.covered_to = seen.covered_to;
+    table.version = seen.version;
+    table.entry_count = seen.entry_count;
+    table.head_count = seen.head_count;
+    table.unread_mass = seen.unread_mass;
+    table.indptr = reinterpret_cast<const uint32_t*>(buffer + at.indptr);
+    table.slot = reinterpret_cast<const uint32_t*>(buffer + at.slot);
+    table.block = reinterpret_cast<const uint32_t*>(buffer + at.block);
+    table.sentence = reinterpret_cast<const uint32_t*>(buffer + at.sentence);
+    table.score = reinterpret_cast<const float*>(buffer + at.score);
+    table.origin = reinterpret_cast<const uint8_t*>(buffer + at.origin);
+    const bool whole = seen.version == word >> 1 && seen.head_count == heads &&
+                       seen.entry_count <= uint64_t{heads} * opened_.width &&
+                       table.indptr[0] == 0 && table.indptr[heads] == seen.entry_count;
+    if (!whole) {
+      return Error{ErrorCode::kCorrupt,
+                   "the table of layer " + std::to_string(layer) + " does not hold together"};
+    }
+    saw_version(table.version);
+    return table;
+  }
+  return Error{ErrorCode::kBusy,
+               "the table of layer " + std::to_string(layer) + " is overwritten while it is read"};
+}
+
+Result<const void*> Window::slot(uint32_t layer, uint32_t slot) const {
+  const BodyLayout& layout = context_->model()->layout();
+  if (layer >= layout.layer_count()) {
+    return invalid("layer " + std::to_string(layer) + " of a model that has " +
+                   std::to_string(layout.layer_count()));
+  }
+  const uint64_t at = uint64_t{slot} * opened_.slot_unit_bytes;
+  const uint64_t bytes = layout.block_bytes(layer);
+  if (at > opened_.slots_bytes || bytes > opened_.slots_bytes - at) {
+    return invalid("slot " + std::to_string(slot) + " lies outside the window's " +
+                   std::to_string(opened_.slots_bytes) + " bytes of slots");
+  }
+  return static_cast<const void*>(slots_->data() + at);
+}
+
+Result<void> Window::readers_done(uint64_t version) {
+  const uint64_t newest = newest_version_.load(std::memory_order_relaxed);
+  if (version > newest) {
+    return invalid("version " + std::to_string(version) + " was never seen, the newest is " +
+                   std::to_string(newest));
+  }
+  std::atomic<uint64_t>& word = header().readers_done;
+  uint64_t now = word.load(std::memory_order_relaxed);
+  while (now < version && !word.compare_exchange_weak(now, version, std::memory_order_release,
+                                                      std::memory_order_relaxed)) {
+  }
+  return {};
+}
+
+}  // namespace skv::client

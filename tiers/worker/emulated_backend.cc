@@ -1,0 +1,54 @@
+#include "tiers/worker/emulated_backend.h"
+
+#include <cstring>
+#include <utility>
+
+namespace skv {
+
+Result<DeviceBackend::NewSlab> EmulatedBackend::create_slab(SlabId slab, uint64_t bytes) {
+  Result<UniqueFd> memory = create_shared_memory("skvd-device-slab", bytes);
+  if (!memory.ok()) return memory.error();
+  Result<MappedMemory> mapping =
+      MappedMemory::map(memory.value().get(), bytes, MappedMemory::Access::kReadWrite);
+  if (!mapping.ok()) return mapping.error();
+  NewSlab made;
+  made.base = mapping.value().data();
+  made.descriptor = std::move(memory).value();
+  slabs_.emplace(slab, std::move(mapping).value());
+  return made;
+}
+
+void EmulatedBackend::destroy_slab(SlabId slab) { slabs_.erase(slab); }
+
+Result<void> EmulatedBackend::map_arena(SpaceId space, UniqueFd arena, uint64_t bytes) {
+  Result<MappedMemory> mapping =
+      MappedMemory::map(arena.get(), bytes, MappedMemory::Access::kReadOnly);
+  if (!mapping.ok()) return mapping.error();
+  arenas_[space] = std::move(mapping).value();
+  return {};
+}
+
+void EmulatedBackend::unmap_arena(SpaceId space) { arenas_.erase(space); }
+
+void EmulatedBackend::start(const Batch& batch) {
+  const std::byte* from = arenas_.at(batch.space).data();
+  std::byte* to = slabs_.at(batch.slab).data();
+  for (const SlotPool::Move& move : batch.moves) {
+    std::memcpy(to + move.to, from + move.from, move.bytes);
+  }
+  done_.push_back(batch.ticket);
+}
+
+std::vector<PoolTicket> EmulatedBackend::poll() { return std::exchange(done_, {}); }
+
+Result<std::unique_ptr<DeviceBackend>> make_device_backend(const std::string& kind) {
+  if (kind == "emulated") return std::unique_ptr<DeviceBackend>(new EmulatedBackend);
+  if (kind == "cuda") {
+    return Error{ErrorCode::kUnsupported,
+                 "cuda device: not served by this build; use device.kind = emulated or none"};
+  }
+  return Error{ErrorCode::kUnsupported,
+               "device kind '" + kind + "' is not one of none, emulated, cuda"};
+}
+
+}  // namespace skv
