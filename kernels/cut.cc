@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "ipc/types/check.h"
 #include "kernels/float_environment.h"
 #include "kernels/rank_math.h"
 
@@ -130,23 +131,24 @@ void take_best_sentences(const RankResult& ranked, uint32_t budget, CutScratch& 
 
 }  // namespace
 
-void CutScratch::reserve(uint32_t ranked_blocks) {
-  if (taken.size() >= ranked_blocks) return;
-  blocks.resize(ranked_blocks);
-  sentences.resize(ranked_blocks);
-  scores.resize(ranked_blocks);
-  taken.resize(ranked_blocks);
-  candidates.resize(ranked_blocks);
-  candidate_scores.resize(ranked_blocks);
-  candidate_blocks.resize(ranked_blocks);
-  candidate_taken.resize(ranked_blocks);
-  order.resize(ranked_blocks);
+void CutScratch::reserve(uint32_t context_blocks) {
+  if (taken.size() >= context_blocks) return;
+  blocks.resize(context_blocks);
+  sentences.resize(context_blocks);
+  scores.resize(context_blocks);
+  taken.resize(context_blocks);
+  candidates.resize(context_blocks);
+  candidate_scores.resize(context_blocks);
+  candidate_blocks.resize(context_blocks);
+  candidate_taken.resize(context_blocks);
+  order.resize(context_blocks);
 }
 
 ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scratch) {
   const FloatEnvironment environment;
   const auto entries = static_cast<uint32_t>(ranked.blocks.size());
-  scratch.reserve(entries);
+  SKV_CHECK(entries <= ranked.end_block, "ranked blocks are the context's");
+  scratch.reserve(ranked.end_block);  // more than entries, but the same from step to step
   std::fill_n(scratch.taken.begin(), entries, uint8_t{0});
   if (options.unit == CutUnit::kBlock) {
     take_best_blocks(ranked, options.budget_blocks, scratch);

@@ -46,7 +46,7 @@ struct CutScratch {
   std::vector<uint8_t> candidate_taken;
   std::vector<uint32_t> order;
   std::vector<uint32_t> histogram;
-  void reserve(uint32_t ranked_blocks);  // then cut allocates no more
+  void reserve(uint32_t context_blocks);  // then cut allocates no more
 };
 
 ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scratch);

@@ -23,17 +23,23 @@ void any_target() {
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
-// The reference, and the vectorised kernels on each instruction set that this CPU has and that was
-// compiled.
+// The reference, the vectorised kernels on each instruction set that this CPU has and that was
+// compiled, and one without fma, which has to take the reference.
 std::vector<RankBackend> backends() {
   std::vector<RankBackend> list;
   list.push_back({"reference", choose_target, any_target, 0, rank_reference, cut, host_difference});
+  bool fallback_listed = false;
   const int64_t targets = hwy::SupportedTargets();
   for (int64_t left = targets; left != 0; left &= left - 1) {
     const int64_t target = left & -left;
+    choose_target(target);
+    const bool fallback = std::string(rank_target()) == "reference";
+    if (fallback && fallback_listed) continue;
+    fallback_listed |= fallback;
     list.push_back({hwy::TargetName(target), choose_target, any_target, target, rank_simd, cut,
                     host_difference});
   }
+  any_target();
   return list;
 }
 

@@ -1,0 +1,105 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "kernels/cut.h"
+#include "kernels/difference.h"
+#include "kernels/rank.h"
+#include "tests/conformance/ranking_compare.h"
+#include "tests/kernels/synthetic.h"
+
+namespace {
+std::atomic<uint64_t> allocation_count{0};
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  allocation_count.fetch_add(1, std::memory_order_relaxed);
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace skv {
+namespace {
+
+using synthetic::Context;
+using synthetic::Shape;
+
+// Goal: a decode step allocates nothing.
+// Method: count operator new over rank, cut and difference, after one round and reserve.
+TEST(SteadyState, NothingIsAllocated) {
+  const Shape shape;
+  const Context context = synthetic::random_context(shape, 200, 1);
+  const RankView view = context.view();
+  RankScratch scratch;
+  CutScratch cut_scratch;
+  ResidentSet resident(160);
+  std::vector<uint32_t> slots(512);
+  RankOptions options;
+  options.coarse_blocks = 256;
+  options.full_scan_blocks = 0;
+  options.sink_blocks = 2;
+  options.recent_blocks = 4;
+  uint64_t before = 0;
+  for (uint64_t version = 1; version <= 20; ++version) {
+    const std::vector<float> queries = synthetic::random_queries(4, shape.k_dim, version);
+    if (version > 1) before = allocation_count.load();
+    const RankResult ranked = rank(view, synthetic::query_of(queries, shape), options, scratch);
+    const CutUnit unit = version % 2 == 0 ? CutUnit::kBlock : CutUnit::kSentence;
+    const ReadSet set = cut(ranked, {unit, 64}, cut_scratch);
+    const Difference difference = resident.difference(set.blocks, version, version - 1);
+    std::copy(difference.slots.begin(), difference.slots.end(), slots.begin());
+    for (size_t i = 0; i < difference.victims.size(); ++i) {
+      resident.assign(difference.victims[i], set.blocks[difference.misses[i]]);
+      resident.arrived(difference.victims[i]);
+      slots[difference.misses[i]] = difference.victims[i];
+    }
+    resident.publish(version, {slots.data(), set.blocks.size()});
+    if (version > 1) {
+      EXPECT_EQ(allocation_count.load(), before);
+    }
+  }
+}
+
+#if defined(__x86_64__)
+// Goal: a caller that flushes subnormals or rounds otherwise gets the same bits, and its own mode
+// back.
+TEST(SteadyState, TheCallersFloatingPointModeDoesNotMatter) {
+  const Shape shape{40, 8, 2};
+  const Context context = synthetic::random_context(shape, 90, 1);
+  std::vector<float> queries = synthetic::random_queries(4, shape.k_dim, 2);
+  for (size_t i = 0; i < queries.size(); i += 3) queries[i] = 1e-39F;  // subnormal
+  const RankQuery query = synthetic::query_of(queries, shape);
+  RankOptions options;
+  options.coarse_blocks = 64;
+  options.full_scan_blocks = 0;
+  RankScratch scratch;
+  RankScratch other;
+  const RankResult want = rank(context.view(), query, options, scratch);
+  const unsigned saved = _mm_getcsr();
+  for (const unsigned mode : {0x9FC0U, 0x7F80U, 0x5F80U, 0x3F80U}) {  // FTZ and DAZ; roundings
+    for (auto* function : {&rank, &rank_reference}) {
+      _mm_setcsr(mode);
+      const RankResult got = function(context.view(), query, options, other);
+      const unsigned after = _mm_getcsr();
+      const std::vector<std::byte> blob =
+          synthetic::blob_of(shape, context.block_counts[0], context.keys[0]);
+      _mm_setcsr(saved);
+      EXPECT_EQ(after, mode);
+      EXPECT_EQ(blob, context.blobs[0]);
+      ranking_conformance::expect_same(got, want);
+    }
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace skv
