@@ -74,6 +74,8 @@ int skv_window_get_info(skv_window window, skv_window_info* info) {
     out.slots_bytes = found->opened().slots_bytes;
     out.slots_in_host = found->opened().slots_in_host;
     out.stale = found->is_stale() ? 1 : 0;
+    out.tables = found->tables()->data();
+    out.tables_bytes = found->tables()->bytes();
     write_struct(info, out);
     return {};
   });

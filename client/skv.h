@@ -441,6 +441,8 @@ typedef struct skv_window_info {
   uint64_t slots_bytes;
   uint32_t slots_in_host; /* 1: blocks are read in place in the host memory of the session */
   uint32_t stale;         /* 1: the connection it was opened on is gone */
+  const void* tables;     /* what the arrays of skv_table lie in */
+  uint64_t tables_bytes;
 } skv_window_info;
 SKV_API int skv_window_get_info(skv_window window, skv_window_info* info);
 
