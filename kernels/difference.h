@@ -55,6 +55,9 @@ class ResidentSet {
   uint32_t block(uint32_t slot) const { return blocks_[slot]; }
   bool filling(uint32_t slot) const { return filling_[slot] != 0; }
   uint32_t resident_count() const { return resident_count_; }
+  // The clocks, as a device's copy of this state starts from (kernels/cuda/difference_body.h).
+  std::span<const uint64_t> last_read() const { return last_read_; }
+  std::span<const uint64_t> absent_from() const { return absent_from_; }
   void clear();  // forgets all; requires that no reader is left
 
  private:
