@@ -16,7 +16,6 @@ struct Digit {
   uint32_t bits;
 };
 constexpr Digit kDigits[3] = {{20, 11}, {9, 11}, {0, 9}};
-constexpr uint32_t kHistogramSize = 2048;
 
 uint32_t key_of(float score) { return std::bit_cast<uint32_t>(score); }
 
@@ -35,7 +34,7 @@ uint32_t select_best(std::span<const float> scores,
     std::fill_n(taken.begin(), count, static_cast<uint8_t>(weight_min == 0 ? 0 : 1));
     return weight_min == 0 ? 0 : total;
   }
-  if (histogram.size() < kHistogramSize) histogram.resize(kHistogramSize);
+  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
   // Digit by digit, highest first: the bucket in which the running weight from the top reaches
   // weight_min holds the threshold; only its entries are counted in the next round.
   uint32_t prefix = 0;
@@ -132,6 +131,7 @@ void take_best_sentences(const RankResult& ranked, uint32_t budget, CutScratch& 
 }  // namespace
 
 void CutScratch::reserve(uint32_t context_blocks) {
+  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
   if (taken.size() >= context_blocks) return;
   blocks.resize(context_blocks);
   sentences.resize(context_blocks);

@@ -51,9 +51,11 @@ struct CutScratch {
 
 ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scratch);
 
+inline constexpr uint32_t kSelectHistogram = 2048;
+
 // The best entries until their weights sum to at least `weight_min`: marks taken[i] = 1 for those,
 // 0 for the others, and returns the sum. Higher score first, ties by lower index; scores are >= 0
-// and not NaN. `weights` null: 1 each. `histogram` is working memory (2048 entries, kept).
+// and not NaN. `weights` null: 1 each. `histogram` is working memory of kSelectHistogram.
 uint32_t select_best(std::span<const float> scores,
                      const uint32_t* weights,
                      uint32_t weight_min,

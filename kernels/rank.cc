@@ -300,6 +300,7 @@ void RankScratch::reserve(uint32_t sentence_count,
   room(block_counts, sentence_room);
   room(taken, sentence_room);
   room(normalisers, queries);
+  room(histogram, kSelectHistogram);
 }
 
 RankResult rank_with(const RankOps& ops,
