@@ -5,7 +5,9 @@
 #include <memory>
 #include <span>
 
+#include "ipc/shared_memory.h"
 #include "ipc/types/result.h"
+#include "ipc/unique_fd.h"
 
 namespace skv {
 
@@ -17,23 +19,22 @@ namespace skv {
 class HostArena {
  public:
   static Result<std::unique_ptr<HostArena>> create(uint64_t bytes);
-  ~HostArena();
-  HostArena(const HostArena&) = delete;
-  HostArena& operator=(const HostArena&) = delete;
 
-  int fd() const { return fd_; }
-  int read_only_fd() const { return read_only_fd_; }
-  std::span<std::byte> memory() const { return memory_; }
+  int fd() const { return fd_.get(); }
+  int read_only_fd() const { return read_only_fd_.get(); }
+  std::span<std::byte> memory() const { return memory_.span(); }
 
   // Gives the pages back to the system; from then on they read as zeros, in every mapping.
-  Result<void> punch(uint64_t offset, uint64_t bytes);
+  Result<void> punch(uint64_t offset, uint64_t bytes) {
+    return punch_hole(fd_.get(), offset, bytes);
+  }
 
  private:
   HostArena() = default;
 
-  int fd_ = -1;
-  int read_only_fd_ = -1;
-  std::span<std::byte> memory_;
+  UniqueFd fd_;
+  UniqueFd read_only_fd_;
+  MappedMemory memory_;
 };
 
 }  // namespace skv

@@ -27,11 +27,13 @@ class NvmeStore : public BodyStore {
   enum class Backend : uint8_t { kAuto = 0, kUring = 1, kThreads = 2 };
 
   struct Options {
-    uint64_t file_bytes = 0;             // length of the file; fixed when the store is created
-    uint64_t segment_bytes = 64u << 20;  // power of two, 1 MiB..1 GiB; fixed likewise
-    uint32_t transfers_max = 256;        // puts, reads and vectors reads in flight
-    uint32_t queue_depth = 64;           // requests at the disk
-    uint32_t pool_threads = 4;           // of the thread pool backend
+    uint64_t file_bytes = 0;  // length of the file; fixed when the store is created
+    // Power of two, 1 MiB..1 GiB; fixed likewise. 0: as the store has it; a new one gets as much as
+    // fits 16 times, at most 64 MiB.
+    uint64_t segment_bytes = 0;
+    uint32_t transfers_max = 256;  // puts, reads and vectors reads in flight
+    uint32_t queue_depth = 64;     // requests at the disk
+    uint32_t pool_threads = 4;     // of the thread pool backend
     Backend backend = Backend::kAuto;
     bool verify_before_write = true;  // sums of a put are checked before it goes to the disk
     std::function<void(uint32_t percent)> progress;  // of recovery, on the thread that calls open()

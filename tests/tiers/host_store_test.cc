@@ -140,7 +140,10 @@ TEST(HostStore, ClientsDescriptorIsReadOnlyAndSealed) {
   ASSERT_EQ(fstat(arena.read_only_fd, &status), 0);
   EXPECT_EQ(status.st_mode & 0777U, 0600U);
   EXPECT_EQ(static_cast<uint64_t>(status.st_size), 2 * kSlab);
-  EXPECT_EQ(fcntl(arena.fd, F_GET_SEALS), F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+  const int seals = fcntl(arena.fd, F_GET_SEALS);
+  constexpr int kWanted = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
+  EXPECT_EQ(seals & kWanted, kWanted);
+  EXPECT_EQ(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE), 0) << "could not be punched";
   EXPECT_EQ(ftruncate(arena.fd, 4096), -1);
 }
 
