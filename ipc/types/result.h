@@ -49,20 +49,20 @@ class [[nodiscard]] Result {
   explicit operator bool() const { return ok(); }
 
   T& value() & {
-    SKV_CHECK(ok(), "value() of an error");
-    return *std::get_if<0>(&state_);
+    T* value = std::get_if<0>(&state_);
+    SKV_CHECK(value != nullptr, "value() of an error");
+    return *value;
   }
   const T& value() const& {
-    SKV_CHECK(ok(), "value() of an error");
-    return *std::get_if<0>(&state_);
+    const T* value = std::get_if<0>(&state_);
+    SKV_CHECK(value != nullptr, "value() of an error");
+    return *value;
   }
-  T&& value() && {
-    SKV_CHECK(ok(), "value() of an error");
-    return std::move(*std::get_if<0>(&state_));
-  }
+  T&& value() && { return std::move(value()); }
   const Error& error() const {
-    SKV_CHECK(!ok(), "error() of a value");
-    return *std::get_if<1>(&state_);
+    const Error* error = std::get_if<1>(&state_);
+    SKV_CHECK(error != nullptr, "error() of a value");
+    return *error;
   }
 
  private:
