@@ -34,10 +34,11 @@ struct Sentence {
   IndexDescriptor index;  // of `vectors`
   uint8_t frequency = 0;  // S3-FIFO: touches since it was last passed over, 0..3
   bool main_queue = false;
-  bool on_nvme = false;  // the whole body is in the NVMe store
-  bool nvme_write = false;
-  uint32_t leases = 0;  // windows, loads in place, pins: not evicted from the last tier
-  uint32_t feeds = 0;   // the data thread knows it: residency changes are told
+  bool on_nvme = false;          // the whole body is in the NVMe store
+  bool nvme_write = false;       // a write of it to NVMe is in flight
+  bool vectors_on_nvme = false;  // and its vectors with it
+  uint32_t leases = 0;           // windows, loads in place, pins: not evicted from the last tier
+  uint32_t feeds = 0;            // the data thread knows it: residency changes are told
   uint32_t first_position = 0;
   uint32_t vectors_bytes = 0;  // 0: it has none
   Digest key;
@@ -59,7 +60,7 @@ struct Sentence {
 // A node of the directory: a prefix of tokens, at a block edge, of one space and fingerprint.
 struct Boundary {
   Digest key;     // boundary_key
-  Digest prefix;  // P(e); all zero for a start that is only known by its key (recovery)
+  Digest prefix;  // P(e); all zero while no sentence ends here
   uint32_t position = 0;
   uint32_t stored_in = 0;   // stored sentences that end here
   uint32_t stored_out = 0;  // stored sentences that start here
@@ -72,7 +73,8 @@ struct Boundary {
 };
 
 // Who wants to know what became visible or went away (windows are fed by it). Called at the end of
-// the call that caused it; the sentence is still whole.
+// the call that caused it, of stored sentences only. A removed one has no place in the graph any
+// more (start and end are null). Do not change the directory from here.
 class DirectoryListener {
  public:
   virtual ~DirectoryListener() = default;
@@ -114,8 +116,7 @@ class Directory {
     Digest key;
     Digest start_key;  // boundary keys
     Digest end_key;
-    Digest start_prefix;  // P(start), P(end)
-    Digest end_prefix;
+    Digest end_prefix;  // P(end)
     std::shared_ptr<const BodyShape> shape;
   };
   // A new sentence in state kReserved, or null if the key is taken (find() tells by whom).
@@ -168,11 +169,13 @@ class Directory {
   void set_leaf_watcher(LeafWatcher* watcher) { leaf_watcher_ = watcher; }
 
  private:
-  Boundary& boundary(const Digest& key, const Digest& prefix, uint32_t position);
+  Boundary& boundary(const Digest& key, uint32_t position);
+  Boundary* find_boundary(const Digest& key) const;
   void link(Sentence& sentence);
   void unlink(Sentence& sentence);
   void become_stored(Sentence& sentence);
-  void tell_ins(Boundary& boundary);
+  std::unique_ptr<Sentence> take_out(Sentence& sentence);
+  void tell_edges_into(const Boundary& boundary);
   void drop_if_unused(Boundary* boundary);
 
   KeyedDigestHash hash_;
@@ -182,7 +185,8 @@ class Directory {
   std::unordered_map<SentenceUid, std::unique_ptr<Sentence>> by_uid_;
   std::unordered_map<Digest, Sentence*, KeyedDigestHash> by_key_;
   std::unordered_map<Digest, std::unique_ptr<Boundary>, KeyedDigestHash> boundaries_;
-  std::vector<std::shared_ptr<const BodyShape>> shapes_;
+  std::unordered_map<Digest, std::vector<std::shared_ptr<const BodyShape>>, KeyedDigestHash>
+      shapes_;  // by fingerprint
 };
 
 }  // namespace skv

@@ -8,7 +8,7 @@
 
 namespace skv {
 
-__extension__ typedef unsigned __int128 WideProduct;  // of two 64-bit words
+__extension__ using WideProduct = unsigned __int128;  // of two 64-bit words
 
 // Hash of a digest for tables whose keys a client can choose (by choosing tokens): a multiply and
 // fold of 16 of its bytes under a seed of this process, so that nobody can aim keys at one bucket.
