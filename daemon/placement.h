@@ -49,6 +49,7 @@ struct PlacementOptions {
   uint32_t reads_max = 16;            // chunk reads from NVMe in flight
   uint32_t writes_max = 4;            // sentence writes to NVMe in flight
   uint32_t background_reads_max = 8;  // of reads_max, for what nobody waits for
+  uint64_t need_ns = 10'000'000'000;  // need_chunks() is answered within this, with a failure
 };
 
 // Bytes, 0: the tier's budget alone.
