@@ -7,33 +7,30 @@
 namespace skv {
 namespace {
 
-// Decodes the body as `Message` and runs the handler.
+// Decodes the body as `Message` and runs the handler. False: it does not decode.
 template <typename Message>
-Result<void> run(Core& core,
-                 Session& session,
-                 const Frame& frame,
-                 const ReplyPtr& reply,
-                 void (*handler)(Core&, Session&, const Message&, const ReplyPtr&)) {
+bool run(Core& core,
+         Session& session,
+         const Frame& frame,
+         const ReplyPtr& reply,
+         void (*handler)(Core&, Session&, const Message&, const ReplyPtr&)) {
   const Result<Message> message = decode_body<Message>(frame.body);
   if (!message.ok()) {
     reply->error(message.error());
-    return message.error();
+    return false;
   }
   handler(core, session, message.value(), reply);
-  return {};
+  return true;
 }
 
-Result<void> run_memory_register(Core& core,
-                                 Session& session,
-                                 Frame& frame,
-                                 const ReplyPtr& reply) {
+bool run_memory_register(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
   const Result<MemoryRegister> message = decode_body<MemoryRegister>(frame.body);
   if (!message.ok()) {
     reply->error(message.error());
-    return message.error();
+    return false;
   }
   memory_register(core, session, {message.value(), std::move(frame.fds[0])}, reply);
-  return {};
+  return true;
 }
 
 // Served while the daemon drains: what ends things, and what was begun.
@@ -114,13 +111,12 @@ const char* verb_name(uint16_t verb) {
   return "?";
 }
 
-Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
+bool dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
   const auto verb = static_cast<Verb>(frame.header.verb);
   if (session.state == SessionState::kGreeting && verb != Verb::kHello) {
-    const Error error{ErrorCode::kProtocol,
-                      std::string(verb_name(frame.header.verb)) + " before hello"};
-    reply->error(error);
-    return error;
+    reply->error(
+        {ErrorCode::kProtocol, std::string(verb_name(frame.header.verb)) + " before hello"});
+    return false;
   }
   const size_t fds_expected = verb == Verb::kMemoryRegister ? 1 : 0;
   if (frame.fds.size() != fds_expected) {
@@ -128,11 +124,11 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
         {ErrorCode::kInvalidArgument, std::string(verb_name(frame.header.verb)) + " takes " +
                                           std::to_string(fds_expected) + " descriptors, " +
                                           std::to_string(frame.fds.size()) + " came (closed)"});
-    return {};
+    return true;
   }
   if (core.draining && !served_while_draining(verb)) {
     reply->error({ErrorCode::kDisconnected, "the daemon is stopping: connect again later"});
-    return {};
+    return true;
   }
   switch (verb) {
     case Verb::kHello:
@@ -187,7 +183,7 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
   }
   reply->error({ErrorCode::kUnsupported,
                 "verb " + std::to_string(frame.header.verb) + " is not one of this daemon's"});
-  return {};
+  return true;
 }
 
 }  // namespace skv

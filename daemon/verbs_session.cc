@@ -7,7 +7,6 @@
 
 #include "daemon/limits.h"
 #include "daemon/verbs.h"
-#include "ipc/channel.h"
 #include "ipc/os_error.h"
 #include "ipc/shared_memory.h"
 
