@@ -217,9 +217,10 @@ struct ArenaUnmapped {
 };
 
 struct ChannelOpened {
+  using Parts = ChannelParts;
   SessionId session{};
   ChannelId channel{};
-  Result<ChannelParts> parts;  // descriptors in the order of the reply
+  Result<Parts> parts;  // descriptors in the order of the reply
 };
 
 struct WindowOpened {

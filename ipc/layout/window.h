@@ -21,6 +21,7 @@ namespace skv {
 // `score`     estimated share of attention mass; sinks and recents too
 // `origin`    Origin
 inline constexpr uint32_t kWindowMagic = 0x57565653;  // "SVVW"
+inline constexpr uint32_t kWindowVersion = 1;
 enum class Origin : uint8_t { kDevice = 0, kHost = 1, kNvme = 2 };
 
 struct WindowHeader {

@@ -1,0 +1,306 @@
+#include "daemon/data/data_core.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "ipc/types/check.h"
+
+namespace skv {
+namespace {
+
+// How often readers_done is looked at while a withdrawal waits for it: no doorbell tells.
+constexpr uint64_t kReadersPollNs = 1'000'000;
+constexpr uint32_t kEntriesPerTurn = 4;  // of one channel, per step
+
+uint64_t monotonic_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+DataOptions with_clock(DataOptions options) {
+  if (!options.now_ns) options.now_ns = monotonic_ns;
+  return options;
+}
+
+// Bytes of the queries of these layers: fp32 [layer][query head][k_dim].
+uint64_t query_bytes(const ModelDescriptor& model, LayerRange layers) {
+  uint64_t floats = 0;
+  for (uint32_t i = layers.first; i < layers.end(); ++i) {
+    const LayerDescriptor& layer = model.layers[i];
+    floats += uint64_t{layer.kv_heads} * layer.queries_per_kv_head * layer.k_dim;
+  }
+  return floats * sizeof(float);
+}
+
+}  // namespace
+
+DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& counters, Watch watch)
+    : options_(with_clock(options)),
+      pool_(pool),
+      counters_(counters),
+      watch_(std::move(watch)),
+      prefetches_({[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
+                   [this](const Prefetch& prefetch, const CompletionEntry& result) {
+                     complete(prefetch, result);
+                   },
+                   [this](SpaceId space, const ChunkRef& chunk, bool urgent) {
+                     ask(space, chunk, urgent);
+                   }},
+                  pool,
+                  residency_,
+                  counters),
+      copies_({[this] { return now_ns(); },
+               [this](SpaceId space) {
+                 const auto arena = arenas_.find(space);
+                 SKV_CHECK(arena != arenas_.end(), "a task's space has an arena");
+                 return arena->second;
+               },
+               [this](TaskDone done) { emit(std::move(done)); }},
+              counters) {
+  DataCounters::set(counters_.device_bytes_budget, pool_.budget_bytes());
+}
+
+DataCore::~DataCore() {
+  for (auto& [id, window] : windows_) prefetches_.abort(*window, ErrorCode::kOk);
+}
+
+void DataCore::handle(DataCommand command) {
+  std::visit([this](auto& each) { on(each); }, command);
+}
+
+uint64_t DataCore::step() {
+  const uint64_t slice_ns = uint64_t{options_.slice_us} * 1000;
+  poll_pool();
+  take_submissions();
+  bool more = feed_slice(now_ns() + slice_ns);
+  more |= prefetches_.run(now_ns() + slice_ns);
+  more |= copies_.run(now_ns() + slice_ns);
+  answer_loop();
+  finish_closing();
+  return next_wake_ns(more);
+}
+
+uint64_t DataCore::next_wake_ns(bool more) const {
+  if (more) return 0;
+  if (pool_.has_slabs() && pool_.wake_descriptor() < 0 &&
+      (prefetches_.count() > 0 || !creating_.empty())) {
+    return 0;  // an inline pool has no other way to tell
+  }
+  uint64_t next = prefetches_.next_deadline_ns();
+  if (residency_.withdrawals_wait()) next = std::min(next, now_ns() + kReadersPollNs);
+  for (const auto& [id, feed] : feeds_) {
+    if (!feed->has_touched()) continue;
+    next = std::min(next, touched_sent_ns_ + options_.touch_interval_ns);
+  }
+  return next;
+}
+
+// ---- spaces, feeds, chunks ----------------------------------------------------------------------
+
+void DataCore::on(MapArena& command) {
+  arenas_[command.space] = {command.base, command.bytes};
+  if (Result<void> mapped = pool_.map_arena(command.space, command.arena.get(), command.bytes);
+      !mapped.ok()) {
+    // Its moves fail, and say so.
+    emit(DeviceLost{mapped.error().message, {}});
+  }
+}
+
+void DataCore::on(UnmapArena& command) {
+  arenas_.erase(command.space);
+  pool_.unmap_arena(command.space);
+  emit(ArenaUnmapped{command.space});
+}
+
+void DataCore::on(OpenFeed& command) {
+  const FeedId id = command.feed;
+  const bool added =
+      feeds_.emplace(id, std::make_shared<Feed>(std::move(command), residency_)).second;
+  SKV_CHECK(added, "a feed's id is new");
+  DataCounters::set(counters_.feeds, feeds_.size());
+}
+
+void DataCore::on(CloseFeed& command) {
+  feeds_.erase(command.feed);  // a window that still closes keeps it
+  DataCounters::set(counters_.feeds, feeds_.size());
+}
+
+void DataCore::on(FeedSentences& command) {
+  const auto feed = feeds_.find(command.feed);
+  SKV_CHECK(feed != feeds_.end(), "sentences for an open feed");
+  SKV_CHECK(command.first_index == feed->second->queued_count(), "a feed grows at its end");
+  feed->second->queue(std::move(command.sentences));
+}
+
+bool DataCore::feed_slice(uint64_t end_ns) {
+  for (const auto& [id, feed] : feeds_) {
+    while (feed->pending()) {
+      feed->append_one();
+      if (now_ns() >= end_ns) return true;
+    }
+  }
+  return false;
+}
+
+void DataCore::on(ChunkArrived& command) {
+  if (!residency_.arrived(command.chunk, command.offset, command.origin)) return;
+  prefetches_.chunk_arrived(command.chunk);
+}
+
+void DataCore::on(ChunkFailed& command) {
+  residency_.failed(command.chunk);
+  prefetches_.chunk_failed(command.chunk);
+}
+
+void DataCore::on(Withdraw& command) { residency_.withdraw(command.chunk); }
+
+void DataCore::ask(SpaceId space, const ChunkRef& chunk, bool urgent) {
+  if (residency_.ask(chunk, urgent)) needed_[{space, urgent}].push_back(chunk);
+}
+
+// ---- channels -----------------------------------------------------------------------------------
+
+void DataCore::on(OpenChannel& command) {
+  ChannelParts parts;
+  Result<DaemonChannel> ring = DaemonChannel::create(command.query_area_bytes, parts);
+  if (!ring.ok()) {
+    emit(ChannelOpened{command.session, command.channel, ring.error()});
+    return;
+  }
+  Channel channel{command.session, std::move(ring).value(),
+                  2 * (parts.bytes - parts.query_area_offset)};
+  if (watch_) watch_(channel.ring.doorbell_fd(), true);
+  const bool added = channels_.emplace(command.channel, std::move(channel)).second;
+  SKV_CHECK(added, "a channel's id is new");
+  DataCounters::set(counters_.channels, channels_.size());
+  emit(ChannelOpened{command.session, command.channel, std::move(parts)});
+}
+
+void DataCore::on(CloseChannel& command) {
+  if (const auto found = channels_.find(command.channel); found != channels_.end()) {
+    remove_channel(found);
+  }
+}
+
+void DataCore::remove_channel(std::map<ChannelId, Channel>::iterator channel) {
+  if (watch_) watch_(channel->second.ring.doorbell_fd(), false);
+  channels_.erase(channel);
+  DataCounters::set(counters_.channels, channels_.size());
+}
+
+void DataCore::take_submissions() {
+  if (channels_.empty()) return;
+  // A different channel first each time, so that all see the same queue in front of them.
+  auto at = channels_.upper_bound(next_channel_);
+  if (at == channels_.end()) at = channels_.begin();
+  next_channel_ = at->first;
+  for (size_t i = 0; i < channels_.size(); ++i) {
+    take_from(at->first, at->second);
+    if (++at == channels_.end()) at = channels_.begin();
+  }
+}
+
+void DataCore::take_from(ChannelId id, Channel& channel) {
+  for (uint32_t taken = 0; taken < kEntriesPerTurn; ++taken) {
+    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) return;
+    const Result<std::optional<SubmissionEntry>> next = channel.ring.next();
+    if (!next.ok()) return protocol_error(channel, next.error().message);
+    if (!next.value()) return;
+    if (Result<void> accepted = accept(id, channel, *next.value()); !accepted.ok()) {
+      refuse(channel, *next.value(), accepted.error().code);
+    }
+  }
+}
+
+// Looks at the private copy of the entry only.
+Result<void> DataCore::accept(ChannelId id, Channel& channel, const SubmissionEntry& entry) {
+  if (entry.verb != static_cast<uint32_t>(ChannelVerb::kPrefetch)) {
+    return Error{ErrorCode::kUnsupported, "verb"};
+  }
+  const auto found = windows_.find(WindowId{entry.window});
+  if (found == windows_.end() || found->second->options().session != channel.session ||
+      found->second->closing || found->second->state == Window::State::kCreating) {
+    return Error{ErrorCode::kUnknownHandle, "window"};
+  }
+  const std::shared_ptr<Window>& window = found->second;
+  if (window->state == Window::State::kLost) return Error{ErrorCode::kStale, "window"};
+  const uint32_t layer_count = window->feed().layout().layer_count();
+  const bool reserved_is_zero = std::all_of(std::begin(entry.reserved), std::end(entry.reserved),
+                                            [](uint8_t byte) { return byte == 0; });
+  if (!reserved_is_zero || entry.cold > static_cast<uint32_t>(ColdMode::kWait) ||
+      entry.layer_count == 0 || entry.layer_count > layer_count ||
+      entry.first_layer > layer_count - entry.layer_count) {
+    return Error{ErrorCode::kInvalidArgument, "layers, cold or reserved"};
+  }
+  const LayerRange layers{entry.first_layer, entry.layer_count};
+  if (entry.query_bytes != query_bytes(window->feed().model()->descriptor, layers)) {
+    return Error{ErrorCode::kInvalidArgument, "query_bytes"};
+  }
+  PrefetchRequest request;
+  request.session = channel.session;
+  request.channel = id;
+  request.entry = entry;
+  request.taken_ns = now_ns();
+  if (Result<void> copied = channel.ring.copy_query(entry, request.query); !copied.ok()) {
+    return copied;
+  }
+  channel.query_bytes += entry.query_bytes;
+  const uint32_t wanted_us = entry.deadline_us == 0 ? options_.wait_deadline_us : entry.deadline_us;
+  const uint64_t deadline_us = std::min(wanted_us, options_.wait_deadline_us_max);
+  const uint64_t deadline_ns = request.taken_ns + deadline_us * 1000;
+  prefetches_.add(std::move(request), window, deadline_ns);
+  return {};
+}
+
+void DataCore::refuse(Channel& channel, const SubmissionEntry& entry, ErrorCode status) {
+  CompletionEntry result{};
+  result.ticket = entry.ticket;
+  result.status = static_cast<int32_t>(status);
+  DataCounters::add(counters_.prefetches_failed, 1);
+  if (Result<void> told = channel.ring.complete(result); !told.ok()) {
+    protocol_error(channel, told.error().message);
+  }
+}
+
+void DataCore::complete(const Prefetch& prefetch, const CompletionEntry& result) {
+  const auto found = channels_.find(prefetch.request.channel);
+  if (found == channels_.end()) return;  // closed meanwhile
+  Channel& channel = found->second;
+  channel.query_bytes -= prefetch.request.entry.query_bytes;
+  if (channel.stopped) return;
+  if (Result<void> told = channel.ring.complete(result); !told.ok()) {
+    protocol_error(channel, told.error().message);
+  }
+}
+
+void DataCore::protocol_error(Channel& channel, const std::string& message) {
+  channel.stopped = true;
+  DataCounters::add(counters_.protocol_errors, 1);
+  emit(ProtocolError{channel.session, message});
+}
+
+bool DataCore::prepare_sleep() {
+  bool may_sleep = true;
+  for (auto& [id, channel] : channels_) {
+    // One that is not consumed now is no reason to stay awake: its prefetches wake us.
+    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) continue;
+    const Result<bool> quiet = channel.ring.prepare_sleep();
+    if (!quiet.ok()) {
+      protocol_error(channel, quiet.error().message);
+      may_sleep = false;  // the loop has to hear of it
+    } else if (!quiet.value()) {
+      may_sleep = false;
+    }
+  }
+  return may_sleep;
+}
+
+void DataCore::awake() {
+  for (auto& [id, channel] : channels_) channel.ring.awake();
+}
+
+}  // namespace skv

@@ -1,0 +1,123 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/data/copy_runner.h"
+#include "daemon/data/data_messages.h"
+#include "daemon/data/data_thread.h"
+#include "daemon/data/feed.h"
+#include "daemon/data/prefetch_runner.h"
+#include "daemon/data/residency.h"
+#include "daemon/data/statistics.h"
+#include "daemon/data/window.h"
+#include "ipc/channel.h"
+#include "tiers/slot_pool.h"
+
+namespace skv {
+
+// What the data thread does, without the thread: commands in, events out, one bounded step at a
+// time. Never blocks, never sleeps; time comes from DataOptions::now_ns.
+//
+// One step: what the pool completed -> submissions of each channel -> a slice of feeding -> a slice
+// of prefetches -> a slice of copies -> answers to the loop. So a copy delays a prefetch by one
+// slice at most, and one client's prefetch another's by one slice.
+//
+// Thread  one; the data thread, or a test.
+// Owns    channels, windows, feeds, the residency mirror, tasks. The pool is borrowed.
+class DataCore {
+ public:
+  // `watch`: called with a channel's doorbell before it is first slept on and before it is closed.
+  using Watch = std::function<void(int doorbell, bool added)>;
+
+  DataCore(const DataOptions& options, SlotPool& pool, DataCounters& counters, Watch watch = {});
+  ~DataCore();
+  DataCore(const DataCore&) = delete;
+  DataCore& operator=(const DataCore&) = delete;
+
+  void handle(DataCommand command);
+
+  // One bounded step. When to take the next if nothing happens before: 0 at once, UINT64_MAX only
+  // when a command, a doorbell or the pool wakes.
+  uint64_t step();
+
+  // Events since they were last taken, in order. The caller may leave some: they stay.
+  std::vector<DataEvent>& events() { return events_; }
+
+  // Before sleeping: false if a channel has something. awake() afterwards either way.
+  bool prepare_sleep();
+  void awake();
+
+  uint64_t now_ns() const { return options_.now_ns(); }
+
+ private:
+  struct Channel {
+    SessionId session{};
+    DaemonChannel ring;
+    uint64_t query_bytes_max = 0;  // private copies of queries in flight
+    uint64_t query_bytes = 0;
+    bool stopped = false;  // the client broke a rule
+  };
+
+  void on(MapArena& command);
+  void on(UnmapArena& command);
+  void on(OpenChannel& command);
+  void on(CloseChannel& command);
+  void on(CloseSession& command);
+  void on(OpenFeed& command);
+  void on(CloseFeed& command);
+  void on(FeedSentences& command);
+  void on(ChunkArrived& command);
+  void on(ChunkFailed& command);
+  void on(Withdraw& command);
+  void on(OpenWindow& command);
+  void on(CloseWindow& command);
+  void on(CopyTask& command) { copies_.add(std::move(command)); }
+  void on(DeriveTask& command) { copies_.add(std::move(command)); }
+  void on(CopyVectorsTask& command) { copies_.add(std::move(command)); }
+
+  void poll_pool();
+  void slab_created(WindowId id, SlotPool::Completion& completion);
+  void device_lost(const std::string& reason);
+  void take_submissions();
+  void take_from(ChannelId id, Channel& channel);
+  Result<void> accept(ChannelId id, Channel& channel, const SubmissionEntry& entry);
+  void refuse(Channel& channel, const SubmissionEntry& entry, ErrorCode status);
+  void complete(const Prefetch& prefetch, const CompletionEntry& result);
+  void protocol_error(Channel& channel, const std::string& message);
+  bool feed_slice(uint64_t end_ns);
+  void ask(SpaceId space, const ChunkRef& chunk, bool urgent);
+  void answer_loop();
+  void finish_closing();
+  void opened(const Window& window, Result<WindowOpened::Parts> parts);
+  void remove_channel(std::map<ChannelId, Channel>::iterator channel);
+  uint64_t next_wake_ns(bool more) const;
+  void emit(DataEvent event) { events_.push_back(std::move(event)); }
+
+  DataOptions options_;
+  SlotPool& pool_;
+  DataCounters& counters_;
+  Watch watch_;
+  std::vector<DataEvent> events_;
+  Residency residency_;  // outlives leases of windows and prefetches
+  std::unordered_map<SpaceId, ArenaView> arenas_;
+  std::unordered_map<FeedId, std::shared_ptr<Feed>> feeds_;
+  std::map<WindowId, std::shared_ptr<Window>> windows_;
+  std::map<WindowId, UniqueFd> tables_to_send_;  // of windows being created
+  std::map<ChannelId, Channel> channels_;
+  std::set<SessionId> closing_sessions_;
+  PrefetchRunner prefetches_;
+  CopyRunner copies_;
+  std::unordered_map<uint64_t, WindowId> creating_;                   // by pool ticket
+  std::map<std::pair<SpaceId, bool>, std::vector<ChunkRef>> needed_;  // by (space, urgent)
+  uint64_t next_ticket_ = 1;
+  uint64_t touched_sent_ns_ = 0;
+  ChannelId next_channel_{};  // whose turn it is
+};
+
+}  // namespace skv

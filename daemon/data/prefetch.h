@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/data/data_messages.h"
+#include "daemon/data/residency.h"
+#include "daemon/data/window.h"
+#include "ipc/layout/channel.h"
+#include "tiers/slot_pool.h"
+
+namespace skv {
+
+struct ChunkRefHash {
+  size_t operator()(const ChunkRef& chunk) const {
+    return static_cast<size_t>(raw(chunk.uid) * 0x9E3779B97F4A7C15ULL + chunk.chunk);
+  }
+};
+
+// A submission as the data thread took it: entry and query are private copies.
+struct PrefetchRequest {
+  SessionId session{};
+  ChannelId channel{};
+  SubmissionEntry entry{};
+  std::vector<float> query;
+  uint64_t taken_ns = 0;
+};
+
+enum class EntryState : uint8_t {
+  kResident,  // in its slot already
+  kMoving,    // its move is queued or under way
+  kWaiting,   // its chunk is not on the host
+  kInPlace,   // `none`: read in the arena, leased
+  kAbsent,    // unread: a miss
+};
+
+// The read set of one (layer, head) on its way into a table.
+struct HeadPlan {
+  std::vector<uint32_t> blocks;
+  std::vector<uint32_t> sentences;
+  std::vector<float> scores;
+  std::vector<uint32_t> slots;  // of the resident set; `none`: units of the arena
+  std::vector<EntryState> states;
+  std::vector<Origin> origins;
+  float unread_mass = 0.0F;
+};
+
+// One prefetch from its entry to its completion. State only: PrefetchRunner works it.
+struct Prefetch {
+  enum class Stage : uint8_t {
+    kQueued,   // its window works on an earlier one, or its feed still grows
+    kRank,     // rank and cut, head by head
+    kPlace,    // difference, moves, leases, head by head
+    kMove,     // until moves and chunks are there, or the deadline
+    kPublish,  // tables, then the completion
+    kAborted,  // only waits for its moves in flight
+    kDone,
+  };
+  // One block of one head: where an arriving chunk goes.
+  struct Place {
+    uint32_t head = 0;  // index into heads
+    uint32_t layer = 0;
+    uint32_t kv_head = 0;
+    uint32_t entry = 0;
+  };
+  struct PendingMove {
+    SlotPool::Move move;
+    ExtentLease lease;
+  };
+
+  PrefetchRequest request;
+  std::shared_ptr<Window> window;
+  Stage stage = Stage::kQueued;
+
+  uint64_t version = 0;         // that it will publish
+  uint32_t sentence_count = 0;  // of the feed, when it began
+  uint32_t end_block = 0;
+  uint64_t deadline_ns = 0;
+
+  uint32_t layer = 0;  // where rank and place go on
+  uint32_t kv_head = 0;
+  size_t head = 0;                // index into heads
+  size_t query_at = 0;            // floats
+  bool pool_full = false;         // submit again after a batch ended
+  bool silent = false;            // its client is gone: no completion
+  CompletionEntry result{};       // counts, while it publishes
+  float unread_mass = 0.0F;       // sum over heads
+  std::vector<HeadPlan> heads;    // [layer of the range][kv head]
+  std::deque<PendingMove> moves;  // not submitted yet
+  uint32_t batches_in_flight = 0;
+  std::unordered_map<ChunkRef, std::vector<Place>, ChunkRefHash> waiting;
+  std::unordered_map<ChunkRef, ExtentLease, ChunkRefHash> in_place;  // `none`: leases to publish
+  std::vector<ChunkRef> from_nvme;                                   // host hits from now on
+  std::optional<ErrorCode> failed;
+  uint64_t bytes_moved = 0;
+  uint64_t rank_ns = 0;
+
+  LayerRange layers() const { return {request.entry.first_layer, request.entry.layer_count}; }
+  bool waits() const { return request.entry.cold == static_cast<uint32_t>(ColdMode::kWait); }
+};
+
+}  // namespace skv

@@ -1,0 +1,485 @@
+#include "daemon/data/prefetch_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ipc/types/check.h"
+
+namespace skv {
+
+using Stage = Prefetch::Stage;
+
+// ---- bookkeeping --------------------------------------------------------------------------------
+
+void PrefetchRunner::add(PrefetchRequest request,
+                         std::shared_ptr<Window> window,
+                         uint64_t deadline_ns) {
+  auto prefetch = std::make_unique<Prefetch>();
+  prefetch->request = std::move(request);
+  prefetch->window = std::move(window);
+  prefetch->deadline_ns = deadline_ns;
+  prefetches_.push_back(std::move(prefetch));
+}
+
+bool PrefetchRunner::runnable(const Prefetch& prefetch) const {
+  switch (prefetch.stage) {
+    case Stage::kQueued:
+      return prefetch.window->active == nullptr && !prefetch.window->feed().pending();
+    case Stage::kRank:
+    case Stage::kPlace:
+    case Stage::kPublish:
+      return true;
+    case Stage::kMove:
+      if (!prefetch.moves.empty()) return !prefetch.pool_full;
+      if (prefetch.batches_in_flight > 0) return false;
+      return prefetch.waiting.empty() || hooks_.now_ns() >= prefetch.deadline_ns;
+    case Stage::kAborted:
+    case Stage::kDone:
+      return false;
+  }
+  return false;
+}
+
+bool PrefetchRunner::run(uint64_t slice_end_ns) {
+  // In order of arrival, so that the prefetches of one window keep theirs.
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) {
+    if (each->stage == Stage::kQueued && runnable(*each)) begin(*each);
+  }
+  const size_t count = prefetches_.size();
+  for (size_t i = 0; i < count; ++i) {
+    Prefetch& prefetch = *prefetches_[(turn_ + i) % count];
+    if (prefetch.stage == Stage::kQueued || !runnable(prefetch)) continue;
+    work(prefetch, slice_end_ns);
+    if (hooks_.now_ns() >= slice_end_ns) {
+      turn_ = (turn_ + i + 1) % count;
+      break;
+    }
+  }
+  std::erase_if(prefetches_, [](const auto& each) { return each->stage == Stage::kDone; });
+  return std::any_of(prefetches_.begin(), prefetches_.end(),
+                     [&](const auto& each) { return runnable(*each); });
+}
+
+void PrefetchRunner::work(Prefetch& prefetch, uint64_t slice_end_ns) {
+  while (runnable(prefetch)) {
+    switch (prefetch.stage) {
+      case Stage::kRank:
+        rank_head(prefetch);
+        break;
+      case Stage::kPlace:
+        place_head(prefetch);
+        break;
+      case Stage::kMove:
+        move(prefetch);
+        break;
+      case Stage::kPublish:
+        publish_layer(prefetch);
+        break;
+      default:
+        return;
+    }
+    if (hooks_.now_ns() >= slice_end_ns) return;
+  }
+}
+
+uint64_t PrefetchRunner::next_deadline_ns() const {
+  uint64_t next = UINT64_MAX;
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) {
+    if (each->stage == Stage::kMove && !each->waiting.empty()) {
+      next = std::min(next, each->deadline_ns);
+    }
+  }
+  return next;
+}
+
+bool PrefetchRunner::idle(const Window& window) const {
+  return std::none_of(prefetches_.begin(), prefetches_.end(), [&](const auto& each) {
+    return each->window.get() == &window && each->stage != Stage::kDone;
+  });
+}
+
+uint32_t PrefetchRunner::heads_of(const Prefetch& prefetch, uint32_t layer) {
+  return prefetch.window->feed().layout().kv_heads(layer);
+}
+
+ChunkRef PrefetchRunner::chunk_of(const Prefetch& prefetch, uint32_t layer, uint32_t sentence) {
+  Feed& feed = prefetch.window->feed();
+  return {feed.uid(sentence), feed.layout().chunk_of(layer)};
+}
+
+uint64_t PrefetchRunner::block_offset(const Prefetch& prefetch, const Prefetch::Place& place) {
+  Feed& feed = prefetch.window->feed();
+  const HeadPlan& plan = prefetch.heads[place.head];
+  const SentenceSpan span = feed.span(plan.sentences[place.entry]);
+  return feed.layout().block_offset(place.layer, place.kv_head,
+                                    plan.blocks[place.entry] - span.first_block, span.block_count);
+}
+
+bool PrefetchRunner::next_head(Prefetch& prefetch) const {
+  ++prefetch.head;
+  if (++prefetch.kv_head < heads_of(prefetch, prefetch.layer)) return true;
+  prefetch.kv_head = 0;
+  if (++prefetch.layer < prefetch.layers().end()) return true;
+  prefetch.layer = prefetch.layers().first;
+  prefetch.head = 0;
+  return false;
+}
+
+// ---- rank ---------------------------------------------------------------------------------------
+
+void PrefetchRunner::begin(Prefetch& prefetch) {
+  Window& window = *prefetch.window;
+  window.active = &prefetch;
+  if (window.state != Window::State::kOpen) return fail(prefetch, ErrorCode::kStale);
+  window.release_read();
+  const uint64_t readers_done = window.readers_done();
+  const LayerRange layers = prefetch.layers();
+  uint32_t heads = 0;
+  for (uint32_t layer = layers.first; layer < layers.end(); ++layer) {
+    if (!window.buffer_is_free(layer, readers_done)) return fail(prefetch, ErrorCode::kBusy);
+    heads += heads_of(prefetch, layer);
+  }
+  prefetch.version = window.version() + 1;
+  prefetch.sentence_count = window.feed().sentence_count();
+  prefetch.end_block = window.feed().end_block();
+  prefetch.layer = layers.first;
+  prefetch.heads.resize(heads);
+  prefetch.stage = prefetch.end_block > 0 ? Stage::kRank : Stage::kPublish;
+}
+
+void PrefetchRunner::rank_head(Prefetch& prefetch) {
+  const uint64_t start_ns = hooks_.now_ns();
+  Feed& feed = prefetch.window->feed();
+  const OpenWindow& options = prefetch.window->options();
+  const LayerDescriptor& layer = feed.model()->descriptor.layers[prefetch.layer];
+
+  RankQuery query;
+  query.queries = prefetch.request.query.data() + prefetch.query_at;
+  query.query_count = layer.queries_per_kv_head;
+  query.softmax_scale = layer.softmax_scale;
+  RankOptions rank_options;
+  rank_options.sink_blocks = options.sink_blocks;
+  rank_options.recent_blocks = options.recent_blocks;
+  rank_options.coarse_blocks =
+      options.coarse_blocks > 0 ? options.coarse_blocks : std::max(4 * options.budget_blocks, 512U);
+  const RankResult ranked =
+      rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), query,
+           rank_options, rank_scratch_);
+  const ReadSet read = cut(
+      ranked, CutOptions{static_cast<CutUnit>(options.cut), options.budget_blocks}, cut_scratch_);
+
+  HeadPlan& plan = prefetch.heads[prefetch.head];
+  plan.blocks.assign(read.blocks.begin(), read.blocks.end());
+  plan.sentences.assign(read.sentences.begin(), read.sentences.end());
+  plan.scores.assign(read.scores.begin(), read.scores.end());
+  plan.unread_mass = read.unread_mass;
+  prefetch.query_at += size_t{layer.queries_per_kv_head} * layer.k_dim;
+  if (!next_head(prefetch)) prefetch.stage = Stage::kPlace;
+  prefetch.rank_ns += hooks_.now_ns() - start_ns;
+}
+
+// ---- place --------------------------------------------------------------------------------------
+
+void PrefetchRunner::place_head(Prefetch& prefetch) {
+  HeadPlan& plan = prefetch.heads[prefetch.head];
+  plan.slots.assign(plan.blocks.size(), kNoSlot);
+  plan.states.assign(plan.blocks.size(), EntryState::kAbsent);
+  plan.origins.assign(plan.blocks.size(), Origin::kDevice);
+  if (prefetch.window->slots_in_host()) {
+    place_in_host(prefetch, plan);
+  } else {
+    place_in_slots(prefetch, plan);
+  }
+  if (prefetch.stage != Stage::kPlace) return;  // busy
+  if (!next_head(prefetch)) prefetch.stage = Stage::kMove;
+}
+
+void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
+  Window& window = *prefetch.window;
+  ResidentSet& resident = window.resident(prefetch.layer, prefetch.kv_head);
+  const Difference difference =
+      resident.difference(plan.blocks, prefetch.version, window.readers_done());
+  for (size_t i = 0; i < plan.blocks.size(); ++i) {
+    plan.slots[i] = difference.slots[i];
+    if (plan.slots[i] != kNoSlot) plan.states[i] = EntryState::kResident;
+  }
+  size_t victim = 0;
+  for (const uint32_t entry : difference.misses) {
+    const Prefetch::Place place{static_cast<uint32_t>(prefetch.head), prefetch.layer,
+                                prefetch.kv_head, entry};
+    const ChunkRef chunk = chunk_of(prefetch, prefetch.layer, plan.sentences[entry]);
+    ExtentLease lease = residency_.lease(chunk);
+    if (!lease && !wait_for(prefetch, chunk)) continue;
+    if (victim == difference.victims.size()) return fail(prefetch, ErrorCode::kBusy);
+    plan.slots[entry] = difference.victims[victim++];
+    resident.assign(plan.slots[entry], plan.blocks[entry]);
+    if (lease) {
+      fill(prefetch, place, std::move(lease));
+    } else {
+      plan.states[entry] = EntryState::kWaiting;
+      prefetch.waiting[chunk].push_back(place);
+    }
+  }
+}
+
+void PrefetchRunner::place_in_host(Prefetch& prefetch, HeadPlan& plan) {
+  for (uint32_t entry = 0; entry < plan.blocks.size(); ++entry) {
+    const Prefetch::Place place{static_cast<uint32_t>(prefetch.head), prefetch.layer,
+                                prefetch.kv_head, entry};
+    const ChunkRef chunk = chunk_of(prefetch, prefetch.layer, plan.sentences[entry]);
+    if (ExtentLease lease = residency_.lease(chunk); lease) {
+      fill(prefetch, place, std::move(lease));
+    } else if (wait_for(prefetch, chunk)) {
+      plan.states[entry] = EntryState::kWaiting;
+      prefetch.waiting[chunk].push_back(place);
+    }
+  }
+}
+
+bool PrefetchRunner::wait_for(Prefetch& prefetch, const ChunkRef& chunk) {
+  hooks_.ask(prefetch.window->feed().space(), chunk, prefetch.waits());
+  return prefetch.waits();
+}
+
+void PrefetchRunner::fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease) {
+  Window& window = *prefetch.window;
+  HeadPlan& plan = prefetch.heads[place.head];
+  const uint64_t from = lease->offset + block_offset(prefetch, place);
+  plan.origins[place.entry] = lease->origin;
+  if (lease->origin == Origin::kNvme &&
+      (prefetch.from_nvme.empty() || !(prefetch.from_nvme.back() == lease->chunk))) {
+    prefetch.from_nvme.push_back(lease->chunk);
+  }
+  if (window.slots_in_host()) {
+    plan.slots[place.entry] = static_cast<uint32_t>(from / window.slot_unit_bytes());
+    plan.states[place.entry] = EntryState::kInPlace;
+    const ChunkRef chunk = lease->chunk;
+    prefetch.in_place.try_emplace(chunk, std::move(lease));
+    return;
+  }
+  const uint64_t to = window.slot_offset(place.layer, place.kv_head, plan.slots[place.entry]);
+  plan.states[place.entry] = EntryState::kMoving;
+  prefetch.moves.push_back(
+      {{from, to, window.feed().layout().block_bytes(place.layer)}, std::move(lease)});
+}
+
+void PrefetchRunner::drop(Prefetch& prefetch, const Prefetch::Place& place) {
+  HeadPlan& plan = prefetch.heads[place.head];
+  if (!prefetch.window->slots_in_host()) {
+    prefetch.window->resident(place.layer, place.kv_head).forget(plan.slots[place.entry]);
+  }
+  plan.slots[place.entry] = kNoSlot;
+  plan.states[place.entry] = EntryState::kAbsent;
+}
+
+// ---- move ---------------------------------------------------------------------------------------
+
+void PrefetchRunner::chunk_arrived(const ChunkRef& chunk) {
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) {
+    auto waiting = each->waiting.extract(chunk);
+    if (waiting.empty()) continue;
+    for (const Prefetch::Place& place : waiting.mapped()) {
+      ExtentLease lease = residency_.lease(chunk);
+      SKV_CHECK(lease, "an arrived chunk of a fed sentence is resident");
+      fill(*each, place, std::move(lease));
+    }
+  }
+}
+
+void PrefetchRunner::chunk_failed(const ChunkRef& chunk) {
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) {
+    auto waiting = each->waiting.extract(chunk);
+    if (waiting.empty()) continue;
+    for (const Prefetch::Place& place : waiting.mapped()) drop(*each, place);
+  }
+}
+
+void PrefetchRunner::move(Prefetch& prefetch) {
+  if (prefetch.failed) return fail(prefetch, *prefetch.failed);
+  if (!prefetch.moves.empty()) return submit_moves(prefetch);
+  for (const auto& [chunk, places] : prefetch.waiting) {  // the deadline has passed
+    for (const Prefetch::Place& place : places) drop(prefetch, place);
+  }
+  prefetch.waiting.clear();
+  prefetch.stage = Stage::kPublish;
+}
+
+void PrefetchRunner::submit_moves(Prefetch& prefetch) {
+  constexpr size_t kBatchMoves = 4096;
+  const size_t wanted = std::min(prefetch.moves.size(), kBatchMoves);
+  batch_moves_.clear();
+  for (size_t i = 0; i < wanted; ++i) batch_moves_.push_back(prefetch.moves[i].move);
+  const PoolTicket ticket = hooks_.next_ticket();
+  const size_t taken =
+      pool_.submit(ticket, prefetch.window->feed().space(), prefetch.window->slab, batch_moves_);
+  prefetch.pool_full = taken < wanted;
+  if (taken == 0) return;
+  Batch batch;
+  batch.prefetch = &prefetch;
+  for (size_t i = 0; i < taken; ++i) {
+    prefetch.bytes_moved += prefetch.moves.front().move.bytes;
+    batch.leases.push_back(std::move(prefetch.moves.front().lease));
+    prefetch.moves.pop_front();
+  }
+  batches_.emplace(raw(ticket), std::move(batch));
+  ++prefetch.batches_in_flight;
+}
+
+bool PrefetchRunner::batch_done(PoolTicket ticket, const Result<void>& status) {
+  auto found = batches_.extract(raw(ticket));
+  if (found.empty()) return false;
+  Prefetch& prefetch = *found.mapped().prefetch;
+  --prefetch.batches_in_flight;
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) each->pool_full = false;
+  if (!status.ok()) prefetch.failed = status.error().code;
+  if (prefetch.batches_in_flight == 0 && (prefetch.failed || prefetch.stage == Stage::kAborted)) {
+    fail(prefetch, prefetch.failed.value_or(ErrorCode::kCancelled));
+  }
+  return true;
+}
+
+// ---- publish ------------------------------------------------------------------------------------
+
+void PrefetchRunner::publish_layer(Prefetch& prefetch) {
+  Window& window = *prefetch.window;
+  const uint32_t layer = prefetch.layer;
+  const uint32_t heads = heads_of(prefetch, layer);
+  table_.entries.clear();
+  table_.indptr.assign(1, 0);
+  float unread_mass = 0.0F;
+  for (uint32_t kv_head = 0; kv_head < heads; ++kv_head) {
+    HeadPlan& plan = prefetch.heads[prefetch.head];
+    publish_head(prefetch, plan, kv_head);
+    unread_mass += plan.unread_mass;
+    table_.indptr.push_back(static_cast<uint32_t>(table_.entries.size()));
+    if (kv_head + 1 < heads) next_head(prefetch);
+  }
+  table_.unread_mass = unread_mass / static_cast<float>(heads);
+  prefetch.unread_mass += unread_mass;
+  prefetch.result.read_blocks += static_cast<uint32_t>(table_.entries.size());
+  prefetch.result.covered_to = prefetch.end_block * window.feed().layout().block_tokens();
+  window.publish(layer, prefetch.version, prefetch.result.covered_to, table_);
+  if (!next_head(prefetch)) complete(prefetch);
+}
+
+void PrefetchRunner::publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t kv_head) {
+  Window& window = *prefetch.window;
+  ResidentSet* resident =
+      window.slots_in_host() ? nullptr : &window.resident(prefetch.layer, kv_head);
+  published_slots_.clear();
+  for (size_t i = 0; i < plan.blocks.size(); ++i) {
+    if (plan.states[i] == EntryState::kAbsent) {
+      plan.unread_mass += plan.scores[i];
+      ++prefetch.result.misses;
+      continue;
+    }
+    uint32_t slot = plan.slots[i];
+    if (resident != nullptr) {
+      if (plan.states[i] == EntryState::kMoving) resident->arrived(slot);
+      published_slots_.push_back(slot);
+      slot = static_cast<uint32_t>(window.slot_offset(prefetch.layer, kv_head, slot) /
+                                   window.slot_unit_bytes());
+    }
+    switch (plan.origins[i]) {
+      case Origin::kDevice:
+        ++prefetch.result.hits_device;
+        break;
+      case Origin::kHost:
+        ++prefetch.result.hits_host;
+        break;
+      case Origin::kNvme:
+        ++prefetch.result.hits_nvme;
+        break;
+    }
+    window.feed().touch(plan.sentences[i]);
+    table_.entries.push_back(
+        {slot, plan.blocks[i], plan.sentences[i], plan.scores[i], plan.origins[i]});
+  }
+  // What is in the table is not forgotten any more, whatever becomes of this prefetch.
+  if (resident != nullptr) resident->publish(prefetch.version, published_slots_);
+  std::fill(plan.states.begin(), plan.states.end(), EntryState::kResident);
+}
+
+void PrefetchRunner::complete(Prefetch& prefetch) {
+  std::vector<ExtentLease> leases;
+  leases.reserve(prefetch.in_place.size());
+  for (auto& [chunk, lease] : prefetch.in_place) leases.push_back(std::move(lease));
+  prefetch.in_place.clear();
+  prefetch.window->published(prefetch.version, std::move(leases));
+  for (const ChunkRef& chunk : prefetch.from_nvme) residency_.settle(chunk);
+
+  CompletionEntry& result = prefetch.result;
+  result.version = prefetch.version;
+  result.bytes_moved = prefetch.bytes_moved;
+  result.unread_mass = prefetch.unread_mass / static_cast<float>(prefetch.heads.size());
+  DataCounters::add(counters_.prefetches, 1);
+  DataCounters::add(counters_.hits_device, result.hits_device);
+  DataCounters::add(counters_.hits_host, result.hits_host);
+  DataCounters::add(counters_.hits_nvme, result.hits_nvme);
+  DataCounters::add(counters_.misses, result.misses);
+  DataCounters::add(counters_.blocks_read, result.read_blocks);
+  DataCounters::add(counters_.bytes_moved, result.bytes_moved);
+  finish(prefetch);
+}
+
+void PrefetchRunner::finish(Prefetch& prefetch) {
+  CompletionEntry& result = prefetch.result;
+  const uint64_t elapsed_us = (hooks_.now_ns() - prefetch.request.taken_ns) / 1000;
+  result.ticket = prefetch.request.entry.ticket;
+  result.daemon_us = static_cast<uint32_t>(std::min<uint64_t>(elapsed_us, UINT32_MAX));
+  DataCounters::add(counters_.rank_ns, prefetch.rank_ns);
+  if (result.status == 0) {
+    DataCounters::add(counters_.prefetch_us, elapsed_us);
+    counters_.latency_us.add(elapsed_us);
+  }
+  if (prefetch.window->active == &prefetch) prefetch.window->active = nullptr;
+  prefetch.stage = Stage::kDone;
+  if (!prefetch.silent) hooks_.complete(prefetch, result);
+}
+
+// ---- the ways it ends early ---------------------------------------------------------------------
+
+void PrefetchRunner::abort(const Window& window, ErrorCode status) {
+  for (const std::unique_ptr<Prefetch>& each : prefetches_) {
+    if (each->window.get() != &window || each->stage == Stage::kDone) continue;
+    if (status == ErrorCode::kOk) each->silent = true;
+    fail(*each, status == ErrorCode::kOk ? ErrorCode::kCancelled : status);
+  }
+}
+
+void PrefetchRunner::fail(Prefetch& prefetch, ErrorCode status) {
+  prefetch.moves.clear();
+  prefetch.waiting.clear();
+  if (!prefetch.failed) prefetch.failed = status;
+  if (prefetch.batches_in_flight > 0) {
+    prefetch.stage = Stage::kAborted;  // a slot must not be given away while a move may write it
+    return;
+  }
+  roll_back(prefetch);
+  prefetch.in_place.clear();
+  prefetch.result = {};
+  prefetch.result.status = static_cast<int32_t>(*prefetch.failed);
+  DataCounters::add(*prefetch.failed == ErrorCode::kBusy ? counters_.prefetches_busy
+                                                         : counters_.prefetches_failed,
+                    1);
+  finish(prefetch);
+}
+
+void PrefetchRunner::roll_back(Prefetch& prefetch) {
+  Window& window = *prefetch.window;
+  if (window.slots_in_host()) return;
+  size_t head = 0;
+  for (uint32_t layer = prefetch.layers().first;
+       layer < prefetch.layers().end() && head < prefetch.heads.size(); ++layer) {
+    for (uint32_t kv_head = 0; kv_head < heads_of(prefetch, layer); ++kv_head, ++head) {
+      HeadPlan& plan = prefetch.heads[head];
+      for (size_t i = 0; i < plan.states.size(); ++i) {
+        if (plan.states[i] == EntryState::kMoving || plan.states[i] == EntryState::kWaiting) {
+          window.resident(layer, kv_head).forget(plan.slots[i]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace skv

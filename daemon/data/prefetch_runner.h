@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/data/prefetch.h"
+#include "daemon/data/statistics.h"
+#include "kernels/cut.h"
+#include "kernels/rank.h"
+
+namespace skv {
+
+// Works prefetches: rank, cut, difference, moves, tables, completion. One per window at a time, in
+// the order they came; those of different windows take turns by slices.
+//
+// A prefetch publishes all its layers or none: when a slot or a buffer that it needs may still be
+// read it completes kBusy, and what it had assigned is forgotten.
+//
+// Thread  data thread.
+class PrefetchRunner {
+ public:
+  struct Hooks {
+    std::function<uint64_t()> now_ns;
+    std::function<PoolTicket()> next_ticket;
+    std::function<void(const Prefetch&, const CompletionEntry&)> complete;
+    std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
+  };
+  PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
+      : hooks_(std::move(hooks)), pool_(pool), residency_(residency), counters_(counters) {}
+
+  // The request was validated against the window.
+  void add(PrefetchRequest request, std::shared_ptr<Window> window, uint64_t deadline_ns);
+
+  // Works until the slice ends or nothing can go on. True: there is more to do at once.
+  bool run(uint64_t slice_end_ns);
+  // When something has to be done though nothing happened; UINT64_MAX: never.
+  uint64_t next_deadline_ns() const;
+
+  void chunk_arrived(const ChunkRef& chunk);
+  void chunk_failed(const ChunkRef& chunk);
+  // False: not a ticket of a batch.
+  bool batch_done(PoolTicket ticket, const Result<void>& status);
+  // Ends those of a window: no completion (`status` kOk) or with that status. Moves in flight are
+  // waited for; idle(window) tells when the last one has ended.
+  void abort(const Window& window, ErrorCode status);
+  bool idle(const Window& window) const;
+
+  size_t count() const { return prefetches_.size(); }
+
+ private:
+  struct Batch {
+    Prefetch* prefetch = nullptr;
+    std::vector<ExtentLease> leases;
+  };
+
+  bool runnable(const Prefetch& prefetch) const;
+  void work(Prefetch& prefetch, uint64_t slice_end_ns);
+  void begin(Prefetch& prefetch);
+  void rank_head(Prefetch& prefetch);
+  void place_head(Prefetch& prefetch);
+  void place_in_slots(Prefetch& prefetch, HeadPlan& plan);
+  void place_in_host(Prefetch& prefetch, HeadPlan& plan);
+  // The chunk is leased: queues the move into the entry's slot, or reads it in place.
+  void fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease);
+  // The chunk is not on the host. False: the entry is a miss.
+  bool wait_for(Prefetch& prefetch, const ChunkRef& chunk);
+  void drop(Prefetch& prefetch, const Prefetch::Place& place);
+  // False: that was the last head, and the cursor stands on the first again.
+  bool next_head(Prefetch& prefetch) const;
+  void move(Prefetch& prefetch);
+  void submit_moves(Prefetch& prefetch);
+  void publish_layer(Prefetch& prefetch);
+  void publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t kv_head);
+  void complete(Prefetch& prefetch);
+  void fail(Prefetch& prefetch, ErrorCode status);
+  void roll_back(Prefetch& prefetch);
+  void finish(Prefetch& prefetch);
+
+  static ChunkRef chunk_of(const Prefetch& prefetch, uint32_t layer, uint32_t sentence);
+  // From the start of its chunk.
+  static uint64_t block_offset(const Prefetch& prefetch, const Prefetch::Place& place);
+  static uint32_t heads_of(const Prefetch& prefetch, uint32_t layer);
+
+  Hooks hooks_;
+  SlotPool& pool_;
+  Residency& residency_;
+  DataCounters& counters_;
+  std::vector<std::unique_ptr<Prefetch>> prefetches_;  // in order of arrival
+  size_t turn_ = 0;                                    // where the next slice begins
+  std::unordered_map<uint64_t, Batch> batches_;        // by ticket
+  RankScratch rank_scratch_;
+  CutScratch cut_scratch_;
+  LayerTable table_;
+  std::vector<uint32_t> published_slots_;
+  std::vector<SlotPool::Move> batch_moves_;
+};
+
+}  // namespace skv

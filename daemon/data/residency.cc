@@ -1,0 +1,121 @@
+#include "daemon/data/residency.h"
+
+#include <algorithm>
+
+#include "ipc/types/check.h"
+
+namespace skv {
+
+void ExtentLease::release() {
+  if (extent_ == nullptr) return;
+  owner_->let_go(extent_);
+  owner_ = nullptr;
+  extent_ = nullptr;
+}
+
+Residency::~Residency() { SKV_CHECK(detached_.empty(), "a lease outlives the residency"); }
+
+void Residency::retain(SentenceUid uid, const std::vector<HostChunk>& chunks) {
+  Sentence& sentence = sentences_[uid];
+  ++sentence.feeds;
+  if (sentence.chunks.size() < chunks.size()) sentence.chunks.resize(chunks.size());
+  for (uint32_t i = 0; i < chunks.size(); ++i) {
+    if (chunks[i].offset == kNoExtent || sentence.chunks[i].extent) continue;
+    arrived(ChunkRef{uid, i}, chunks[i].offset, chunks[i].origin);
+  }
+}
+
+void Residency::release(SentenceUid uid) {
+  const auto found = sentences_.find(uid);
+  SKV_CHECK(found != sentences_.end() && found->second.feeds > 0, "release of an unfed sentence");
+  --found->second.feeds;
+  forget_if_unused(uid);
+}
+
+void Residency::forget_if_unused(SentenceUid uid) {
+  const auto found = sentences_.find(uid);
+  if (found == sentences_.end()) return;
+  if (found->second.feeds == 0 && found->second.uses == 0) sentences_.erase(found);
+}
+
+Residency::Chunk* Residency::find(const ChunkRef& chunk) {
+  const auto found = sentences_.find(chunk.uid);
+  if (found == sentences_.end() || chunk.chunk >= found->second.chunks.size()) return nullptr;
+  return &found->second.chunks[chunk.chunk];
+}
+
+bool Residency::arrived(const ChunkRef& chunk, uint64_t offset, Origin origin) {
+  Chunk* place = find(chunk);
+  if (place == nullptr) return false;
+  place->asked = Asked::kNo;
+  if (place->extent && place->extent->offset == offset) return true;
+  SKV_CHECK(!place->extent, "a chunk arrived at a second place without a withdrawal");
+  place->extent = std::make_unique<Extent>(Extent{chunk, offset, origin, 0, 0});
+  return true;
+}
+
+void Residency::failed(const ChunkRef& chunk) {
+  if (Chunk* place = find(chunk); place != nullptr) place->asked = Asked::kNo;
+}
+
+void Residency::withdraw(const ChunkRef& chunk) {
+  Chunk* place = find(chunk);
+  if (place != nullptr && place->extent) {
+    Extent& extent = *place->extent;
+    if (extent.uses == 0) {
+      place->extent.reset();
+      withdrawn_.push_back(chunk);
+      return;
+    }
+    extent.answers_due = 1;
+    sentences_.at(chunk.uid).uses -= extent.uses;
+    detached_.push_back(std::move(place->extent));
+    forget_if_unused(chunk.uid);
+    return;
+  }
+  for (const std::unique_ptr<Extent>& extent : detached_) {
+    if (extent->chunk == chunk) {
+      ++extent->answers_due;
+      return;
+    }
+  }
+  withdrawn_.push_back(chunk);
+}
+
+ExtentLease Residency::lease(const ChunkRef& chunk) {
+  Chunk* place = find(chunk);
+  if (place == nullptr || !place->extent) return {};
+  ++place->extent->uses;
+  ++sentences_.at(chunk.uid).uses;
+  return ExtentLease(this, place->extent.get());
+}
+
+void Residency::let_go(Extent* extent) {
+  SKV_CHECK(extent->uses > 0, "a lease was given back twice");
+  --extent->uses;
+  if (extent->answers_due == 0) {
+    --sentences_.at(extent->chunk.uid).uses;
+    forget_if_unused(extent->chunk.uid);
+    return;
+  }
+  if (extent->uses > 0) return;
+  withdrawn_.insert(withdrawn_.end(), extent->answers_due, extent->chunk);
+  std::erase_if(detached_, [&](const auto& each) { return each.get() == extent; });
+}
+
+void Residency::settle(const ChunkRef& chunk) {
+  if (Chunk* place = find(chunk); place != nullptr && place->extent) {
+    place->extent->origin = Origin::kHost;
+  }
+}
+
+bool Residency::ask(const ChunkRef& chunk, bool urgent) {
+  Chunk* place = find(chunk);
+  if (place == nullptr) return false;
+  const Asked wanted = urgent ? Asked::kUrgent : Asked::kYes;
+  if (place->asked >= wanted) return false;
+  place->asked = wanted;
+  return true;
+}
+
+}  // namespace skv

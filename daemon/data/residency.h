@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "daemon/data/data_messages.h"
+
+namespace skv {
+
+class Residency;
+
+// A place of one chunk in the host tier, for as long as somebody here may read it.
+struct Extent {
+  ChunkRef chunk;
+  uint64_t offset = 0;
+  Origin origin = Origin::kHost;
+  uint32_t uses = 0;         // leases
+  uint32_t answers_due = 0;  // WithdrawDone owed when uses is 0; > 0: withdrawn, no new lease
+};
+
+// The right to read an extent; while one lives, WithdrawDone is not sent.
+class ExtentLease {
+ public:
+  ExtentLease() = default;
+  ExtentLease(ExtentLease&& other) noexcept
+      : owner_(std::exchange(other.owner_, nullptr)),
+        extent_(std::exchange(other.extent_, nullptr)) {}
+  ExtentLease& operator=(ExtentLease&& other) noexcept {
+    if (this != &other) {
+      release();
+      owner_ = std::exchange(other.owner_, nullptr);
+      extent_ = std::exchange(other.extent_, nullptr);
+    }
+    return *this;
+  }
+  ExtentLease(const ExtentLease&) = delete;
+  ExtentLease& operator=(const ExtentLease&) = delete;
+  ~ExtentLease() { release(); }
+
+  explicit operator bool() const { return extent_ != nullptr; }
+  const Extent& operator*() const { return *extent_; }
+  const Extent* operator->() const { return extent_; }
+  void release();
+
+ private:
+  friend class Residency;
+  ExtentLease(Residency* owner, Extent* extent) : owner_(owner), extent_(extent) {}
+  Residency* owner_ = nullptr;
+  Extent* extent_ = nullptr;
+};
+
+// What the data thread knows of the host tier: where the chunks of fed sentences are. A mirror of
+// the loop's truth, kept by messages; the handshake of Withdraw keeps the two from disagreeing
+// about bytes that somebody reads.
+//
+// Thread  data thread. Must outlive its leases.
+class Residency {
+ public:
+  Residency() = default;
+  ~Residency();
+  Residency(const Residency&) = delete;
+  Residency& operator=(const Residency&) = delete;
+
+  // A feed holds the sentence. Chunks it brings are taken where none is known.
+  void retain(SentenceUid uid, const std::vector<HostChunk>& chunks);
+  void release(SentenceUid uid);
+
+  // False: the sentence is not fed here.
+  bool arrived(const ChunkRef& chunk, uint64_t offset, Origin origin);
+  void failed(const ChunkRef& chunk);
+  void withdraw(const ChunkRef& chunk);
+  // Answers that are due since the last call, in the order they became due.
+  std::vector<ChunkRef> take_withdrawn() { return std::exchange(withdrawn_, {}); }
+  // Withdrawn, and still read by somebody.
+  bool withdrawals_wait() const { return !detached_.empty(); }
+
+  // Empty: not in host memory.
+  ExtentLease lease(const ChunkRef& chunk);
+  // What came from NVMe was read once: from now on it counts as a host hit.
+  void settle(const ChunkRef& chunk);
+
+  // True if the loop has to be told: not asked before, or not as urgently.
+  bool ask(const ChunkRef& chunk, bool urgent);
+
+  size_t sentence_count() const { return sentences_.size(); }
+
+ private:
+  friend class ExtentLease;
+  enum class Asked : uint8_t { kNo, kYes, kUrgent };
+  struct Chunk {
+    std::unique_ptr<Extent> extent;
+    Asked asked = Asked::kNo;
+  };
+  struct Sentence {
+    uint32_t feeds = 0;
+    uint32_t uses = 0;  // leases on current extents
+    std::vector<Chunk> chunks;
+  };
+
+  Chunk* find(const ChunkRef& chunk);
+  void let_go(Extent* extent);
+  void forget_if_unused(SentenceUid uid);
+
+  std::unordered_map<SentenceUid, Sentence> sentences_;
+  std::vector<std::unique_ptr<Extent>> detached_;  // withdrawn and in use; few
+  std::vector<ChunkRef> withdrawn_;
+};
+
+}  // namespace skv
