@@ -96,7 +96,7 @@ Result<void> Context::replay(Connection& connection, Deadline deadline) {
   }
   if (adopted_ || stored_) {
     SKV_TRY(matched, connection.call<MatchReply>(Verb::kMatch, Match{opened.context, 1}, deadline));
-    blocks = matched.path_blocks;
+    blocks.assign(matched.path_blocks.begin(), matched.path_blocks.end());
   }
   if (blocks != blocks_) {
     blocks_ = std::move(blocks);
@@ -236,7 +236,7 @@ Result<MatchReply> Context::match(bool adopt) {
   SKV_TRY(reply, done.connection->reply<MatchReply>(done.operation));
   if (adopt) {
     adopted_ = adopted_ || reply.hit_tokens > 0;
-    blocks_ = reply.path_blocks;
+    blocks_.assign(reply.path_blocks.begin(), reply.path_blocks.end());
     unacknowledged_ = false;  // the caller asked for other boundaries and is told
   }
   return reply;

@@ -31,7 +31,7 @@ Result<std::unique_ptr<Connection>> Connection::open(Loop& loop,
 
   Result<std::unique_ptr<PollWatch>> pid_watch =
       PollWatch::open(loop, self->pidfd_.get(), [self](int) {
-        self->begin_closing("its process ended", /*orderly=*/true);
+        self->begin_closing("its process ended", Cause::kPeer);
         self->now_gone();
       });
   if (!pid_watch.ok()) {
@@ -68,7 +68,7 @@ void Connection::on_ready(int events) {
     return;
   }
   if (events < 0) {
-    begin_closing("the socket failed", /*orderly=*/true);
+    begin_closing("the socket failed", Cause::kPeer);
     now_gone();
     return;
   }
@@ -80,7 +80,7 @@ void Connection::on_ready(int events) {
   }
   // A hang-up counts only when all it sent was read, or when nobody is going to read it.
   if ((events & UV_DISCONNECT) != 0 && !gone_ && (closing_ || backpressure())) {
-    begin_closing("it hung up", /*orderly=*/true);
+    begin_closing("it hung up", Cause::kPeer);
     now_gone();
   }
   update_watch();
@@ -91,14 +91,14 @@ void Connection::read_some() {
     Frame frame;
     const Result<ReceiveOutcome> outcome = socket_.receive(frame);
     if (!outcome.ok()) {
-      begin_closing(outcome.error().message, /*orderly=*/false);
+      begin_closing(outcome.error().message, Cause::kFault);
       return;
     }
     if (outcome.value() == ReceiveOutcome::kWouldBlock) {
       return;
     }
     if (outcome.value() == ReceiveOutcome::kClosed) {
-      begin_closing("it hung up", /*orderly=*/true);
+      begin_closing("it hung up", Cause::kPeer);
       now_gone();
       return;
     }
@@ -115,7 +115,7 @@ void Connection::send(std::vector<uint8_t> frame, std::vector<UniqueFd> fds) {
       queued_bytes_ + frame.size() > options_.send_bytes_max) {
     begin_closing("it does not read its replies: " + std::to_string(queue_.size()) + " of " +
                       std::to_string(options_.send_queue_max) + " frames wait",
-                  /*orderly=*/false);
+                  Cause::kSlow);
     return;
   }
   queued_bytes_ += frame.size();
@@ -135,7 +135,9 @@ void Connection::write_some() {
     const Result<SendOutcome> outcome = socket_.send(next.frame, fds);
     if (!outcome.ok()) {
       // Whether the peer is gone is for the hang-up event to say.
-      begin_closing(outcome.error().message, outcome.error().code == ErrorCode::kDisconnected);
+      begin_closing(outcome.error().message, outcome.error().code == ErrorCode::kDisconnected
+                                                 ? Cause::kPeer
+                                                 : Cause::kFault);
       return;
     }
     if (outcome.value() == SendOutcome::kWouldBlock) {
@@ -146,9 +148,9 @@ void Connection::write_some() {
   }
 }
 
-void Connection::close(const std::string& why) { begin_closing(why, /*orderly=*/false); }
+void Connection::close(const std::string& why) { begin_closing(why, Cause::kOurs); }
 
-void Connection::begin_closing(const std::string& why, bool orderly) {
+void Connection::begin_closing(const std::string& why, Cause cause) {
   if (closing_) {
     return;
   }
@@ -158,7 +160,7 @@ void Connection::begin_closing(const std::string& why, bool orderly) {
   // The peer reads the end of the stream after what it was sent, and hangs up in its turn.
   ::shutdown(socket_.fd(), SHUT_WR);
   update_watch();
-  events_.closing(why, orderly);
+  events_.closing(why, cause);
 }
 
 void Connection::now_gone() {

@@ -29,11 +29,15 @@ class Connection {
     uint32_t send_queue_max = 512;  // frames
     uint64_t send_bytes_max = 4ULL << 20;
   };
+  enum class Cause : uint8_t {
+    kPeer = 0,   // it hung up or its process ended
+    kSlow = 1,   // it does not read
+    kFault = 2,  // what it sent is not of the protocol
+    kOurs = 3,   // close()
+  };
   struct Events {
     std::function<void(Frame& frame)> frame;
-    // It closes: the peer hung up, its process ended, or close(). Once. `why` is for the log;
-    // `orderly`: the peer just left.
-    std::function<void(const std::string& why, bool orderly)> closing;
+    std::function<void(const std::string& why, Cause cause)> closing;  // once
     // The peer has hung up or its process has ended: nobody reads what was leased. Once, last.
     std::function<void()> gone;
   };
@@ -68,7 +72,7 @@ class Connection {
   void read_some();
   void write_some();
   void update_watch();
-  void begin_closing(const std::string& why, bool orderly);
+  void begin_closing(const std::string& why, Cause cause);
   void now_gone();
   bool backpressure() const { return queue_.size() * 2 >= options_.send_queue_max; }
 

@@ -62,7 +62,9 @@ Result<ContextAppendReply> Context::append(const ContextAppend& message) {
   ContextAppendReply reply;
   reply.token_count = token_count_;
   reply.first_sentence = sentence_count();
-  for (const SentenceSpan& span : closed.value()) reply.closed_blocks.push_back(span.block_count);
+  for (const SentenceSpan& span : closed.value()) {
+    reply.closed_blocks.push_back(static_cast<uint8_t>(span.block_count));
+  }
   close_sentences(closed.value());
   return reply;
 }

@@ -26,7 +26,7 @@ struct Handler {
       waiting.mapped()->error(event.parts.error());
       return;
     }
-    ChannelOpened::Parts parts = std::move(event.parts).value();
+    ChannelParts parts = std::move(event.parts).value();
     std::vector<UniqueFd> fds;
     fds.push_back(std::move(parts.memory));
     fds.push_back(std::move(parts.daemon_doorbell));

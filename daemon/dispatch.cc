@@ -7,30 +7,33 @@
 namespace skv {
 namespace {
 
-// Decodes the body as `Message` and runs the handler. False: it does not decode.
+// Decodes the body as `Message` and runs the handler.
 template <typename Message>
-bool run(Core& core,
-         Session& session,
-         const Frame& frame,
-         const ReplyPtr& reply,
-         void (*handler)(Core&, Session&, const Message&, const ReplyPtr&)) {
+Result<void> run(Core& core,
+                 Session& session,
+                 const Frame& frame,
+                 const ReplyPtr& reply,
+                 void (*handler)(Core&, Session&, const Message&, const ReplyPtr&)) {
   const Result<Message> message = decode_body<Message>(frame.body);
   if (!message.ok()) {
     reply->error(message.error());
-    return false;
+    return message.error();
   }
   handler(core, session, message.value(), reply);
-  return true;
+  return {};
 }
 
-bool run_memory_register(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
+Result<void> run_memory_register(Core& core,
+                                 Session& session,
+                                 Frame& frame,
+                                 const ReplyPtr& reply) {
   const Result<MemoryRegister> message = decode_body<MemoryRegister>(frame.body);
   if (!message.ok()) {
     reply->error(message.error());
-    return false;
+    return message.error();
   }
   memory_register(core, session, {message.value(), std::move(frame.fds[0])}, reply);
-  return true;
+  return {};
 }
 
 // Served while the daemon drains: what ends things, and what was begun.
@@ -111,12 +114,13 @@ const char* verb_name(uint16_t verb) {
   return "?";
 }
 
-bool dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
+Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply) {
   const auto verb = static_cast<Verb>(frame.header.verb);
   if (session.state == SessionState::kGreeting && verb != Verb::kHello) {
-    reply->error(
-        {ErrorCode::kProtocol, std::string(verb_name(frame.header.verb)) + " before hello"});
-    return false;
+    const Error error{ErrorCode::kProtocol,
+                      std::string(verb_name(frame.header.verb)) + " before hello"};
+    reply->error(error);
+    return error;
   }
   const size_t fds_expected = verb == Verb::kMemoryRegister ? 1 : 0;
   if (frame.fds.size() != fds_expected) {
@@ -124,11 +128,11 @@ bool dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply)
         {ErrorCode::kInvalidArgument, std::string(verb_name(frame.header.verb)) + " takes " +
                                           std::to_string(fds_expected) + " descriptors, " +
                                           std::to_string(frame.fds.size()) + " came (closed)"});
-    return true;
+    return {};
   }
   if (core.draining && !served_while_draining(verb)) {
     reply->error({ErrorCode::kDisconnected, "the daemon is stopping: connect again later"});
-    return true;
+    return {};
   }
   switch (verb) {
     case Verb::kHello:
@@ -183,7 +187,7 @@ bool dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply)
   }
   reply->error({ErrorCode::kUnsupported,
                 "verb " + std::to_string(frame.header.verb) + " is not one of this daemon's"});
-  return true;
+  return {};
 }
 
 }  // namespace skv

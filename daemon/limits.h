@@ -30,10 +30,6 @@ inline constexpr uint32_t kDataCommandsMax = 4096;
 // Models of one session; each is some KiB, shared where equal.
 inline constexpr uint32_t kSessionModelsMax = 64;
 
-// Queries of one channel: 64 entries x 256 layers x 64 heads x 1024 dims of fp32 would be 4 GiB; an
-// engine sends a few layers at a time.
-inline constexpr uint64_t kQueryAreaBytesMax = 256ULL << 20;
-
 // A window's tables: 2 buffers x layers x heads x width x 17 bytes.
 inline constexpr uint64_t kWindowTablesBytesMax = 1ULL << 30;
 

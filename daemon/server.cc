@@ -16,7 +16,11 @@
 namespace skv {
 namespace {
 
-Result<UniqueFd> take_lock(const std::string& socket_path) {
+UniqueFd spare_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+}  // namespace
+
+Result<UniqueFd> Server::lock(const std::string& socket_path) {
   const std::string path = socket_path + ".lock";
   UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!lock.valid()) {
@@ -40,20 +44,12 @@ Result<UniqueFd> take_lock(const std::string& socket_path) {
   return lock;
 }
 
-UniqueFd spare_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
-
-}  // namespace
-
 Result<std::unique_ptr<Server>> Server::open(Loop& loop,
-                                             const Options& options,
+                                             Options options,
                                              std::function<void(UniqueFd)> accepted) {
-  std::unique_ptr<Server> server(new Server(options, std::move(accepted)));
-  Result<UniqueFd> lock = take_lock(options.path);
-  if (!lock.ok()) {
-    return lock.error();
-  }
-  server->lock_ = std::move(lock).value();
-  Result<UniqueFd> socket = listen_on({options.path, options.mode, kListenBacklog});
+  std::unique_ptr<Server> server(new Server(std::move(options), std::move(accepted)));
+  Result<UniqueFd> socket =
+      listen_on({server->options_.path, server->options_.mode, kListenBacklog});
   if (!socket.ok()) {
     return socket.error();
   }

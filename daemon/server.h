@@ -22,10 +22,13 @@ class Server {
   struct Options {
     std::string path;
     uint32_t mode = 0660;
+    UniqueFd lock;  // of lock()
   };
-  // Errors: kBusy: another daemon holds the path (with its pid). kIo: with the call.
+  // Makes the path this process's. Before anything that two daemons must not both do. Errors:
+  // kBusy: another daemon holds it (with its pid). kIo: with the call.
+  static Result<UniqueFd> lock(const std::string& path);
   static Result<std::unique_ptr<Server>> open(Loop& loop,
-                                              const Options& options,
+                                              Options options,
                                               std::function<void(UniqueFd)> accepted);
   ~Server();  // stops listening and removes the socket; the lock file stays
   Server(const Server&) = delete;
@@ -41,7 +44,6 @@ class Server {
 
   Options options_;
   std::function<void(UniqueFd)> accepted_;
-  UniqueFd lock_;
   UniqueFd socket_;
   UniqueFd reserve_;
   std::unique_ptr<PollWatch> watch_;

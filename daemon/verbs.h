@@ -16,9 +16,9 @@ namespace skv {
 //
 // Thread  loop.
 
-// Decodes and runs one request. False: the bytes are not a request of this protocol; the caller
-// closes the connection (the error reply, if one can be formed, was sent).
-bool dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply);
+// Decodes and runs one request. Error: the bytes are not a request of this protocol; it was
+// answered, and the caller closes the connection.
+Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr& reply);
 const char* verb_name(uint16_t verb);  // "?" for unknown ones
 
 // verbs_session.cc

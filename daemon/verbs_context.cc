@@ -137,7 +137,7 @@ void match(Core& core, Session& session, const Match& message, const ReplyPtr& r
       return;
     }
     for (const Context::ClosedSentence& sentence : context->sentences()) {
-      answer.path_blocks.push_back(sentence.span.block_count);
+      answer.path_blocks.push_back(static_cast<uint8_t>(sentence.span.block_count));
     }
     core.placement.touch(cover.path);
   }

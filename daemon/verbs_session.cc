@@ -7,6 +7,7 @@
 
 #include "daemon/limits.h"
 #include "daemon/verbs.h"
+#include "ipc/channel.h"
 #include "ipc/os_error.h"
 #include "ipc/shared_memory.h"
 

@@ -152,8 +152,8 @@ struct ContextAppend {
 };
 struct ContextAppendReply {
   uint32_t token_count = 0;
-  uint32_t first_sentence = 0;          // index of the first of `closed`
-  std::vector<uint32_t> closed_blocks;  // block counts of the sentences that closed by this call
+  uint32_t first_sentence = 0;         // index of the first of `closed`
+  std::vector<uint8_t> closed_blocks;  // block counts of the sentences that closed by this call
   SKV_FIELDS(token_count, first_sentence, closed_blocks)
 };
 struct ContextClose {
@@ -172,11 +172,10 @@ enum class MatchOutcome : uint8_t { kMiss = 0, kPending = 1, kHit = 2 };
 struct MatchReply {
   uint8_t outcome = 0;  // MatchOutcome
   uint32_t hit_tokens = 0;
-  uint32_t pending_tokens = 0;  // cover if what other sessions have reserved gets committed
-  uint32_t host_tokens = 0;     // of hit_tokens: whole body in host memory
-  uint32_t nvme_tokens = 0;     // of hit_tokens: some chunk only on NVMe
-  std::vector<uint32_t>
-      path_blocks;  // adopt: block counts of all closed sentences of the context now
+  uint32_t pending_tokens = 0;       // cover if what other sessions have reserved gets committed
+  uint32_t host_tokens = 0;          // of hit_tokens: whole body in host memory
+  uint32_t nvme_tokens = 0;          // of hit_tokens: some chunk only on NVMe
+  std::vector<uint8_t> path_blocks;  // adopt: block counts of all closed sentences of the context
   SKV_FIELDS(outcome, hit_tokens, pending_tokens, host_tokens, nvme_tokens, path_blocks)
 };
 

@@ -13,9 +13,9 @@ namespace {
 // Each kind of digest has its own tag, so that no input of one can be an input of another. A tag
 // ends with a zero byte. P_i has none: it is the only kind whose input is 64 + 4 * block_tokens
 // bytes, and that begins with a digest.
-constexpr std::string_view kRootTag("skv.prefix.1", 13);
-constexpr std::string_view kSentenceTag("skv.sentence.1", 15);
-constexpr std::string_view kBoundaryTag("skv.boundary.1", 15);
+constexpr std::string_view kRootTag = digest_tag("skv.prefix.1");
+constexpr std::string_view kSentenceTag = digest_tag("skv.sentence.1");
+constexpr std::string_view kBoundaryTag = digest_tag("skv.boundary.1");
 
 void put_text(std::vector<uint8_t>& bytes, std::string_view text) {
   bytes.insert(bytes.end(), text.begin(), text.end());

@@ -39,7 +39,7 @@ namespace {
 
 constexpr uint32_t kModelMagic = 0x4D564B53;  // "SKVM"
 constexpr uint16_t kModelEncodingVersion = 1;
-constexpr std::string_view kFingerprintTag("skv.model.1", 12);  // with its final zero byte
+constexpr std::string_view kFingerprintTag = digest_tag("skv.model.1");
 constexpr uint32_t kWeightsIdBytesMax = 256;
 
 Error invalid(std::string why) {
@@ -188,10 +188,10 @@ Result<void> check_support(const ModelDescriptor& model) {
   for (size_t index = 0; index < model.layers.size(); ++index) {
     const LayerDescriptor& layer = model.layers[index];
     if (layer.layer_class != LayerClass::kFull) {
-      constexpr std::string_view kNames[] = {"full", "sliding window", "linear", "shares KV",
-                                             "shares index"};
+      constexpr std::string_view names[] = {"full", "sliding window", "linear", "shares KV",
+                                            "shares index"};
       return unsupported(in_layer(index, "layer_class") + " '" +
-                         std::string(kNames[static_cast<size_t>(layer.layer_class)]) +
+                         std::string(names[static_cast<size_t>(layer.layer_class)]) +
                          "' is not supported, full is");
     }
     if (layer.logit_cap != 0.0F) {

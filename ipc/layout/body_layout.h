@@ -9,7 +9,7 @@
 namespace skv {
 
 inline constexpr uint64_t kPageBytes = 4096;
-inline constexpr uint64_t kChunkBytesTarget = 64 * 1024;
+inline constexpr uint64_t kChunkBytesTarget = 64ULL * 1024;
 
 // Where the bytes of a body are, for one model: [layer][kv_head][block] of K [block_tokens][k_dim],
 // then V [block_tokens][v_dim], cut into chunks of a layer group.

@@ -18,6 +18,7 @@ inline constexpr uint32_t kChannelEntries = 64;
 inline constexpr uint32_t kChannelVersion = 1;
 inline constexpr uint32_t kChannelMagic = 0x4B435653;  // "SVCK"
 
+// Each index and flag has a cache line of its own, by its writer. NOLINTNEXTLINE(*.Padding)
 struct ChannelHeader {
   uint32_t magic;
   uint32_t version;

@@ -24,6 +24,12 @@ static_assert(std::endian::native == std::endian::little,
 // Most items of one vector or bytes of one string, whatever the frame could hold.
 inline constexpr uint32_t kItemsMax = 32 * 1024;
 
+// The tag that begins what a digest is taken of: the literal with its zero byte.
+template <size_t kBytes>
+constexpr std::string_view digest_tag(const char (&literal)[kBytes]) {
+  return {literal, kBytes};
+}
+
 template <typename T>
 concept WireScalar = std::is_arithmetic_v<T> || std::is_enum_v<T>;
 

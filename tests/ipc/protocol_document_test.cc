@@ -252,7 +252,7 @@ std::string example_frames() {
   notes.insert(notes.end(), {{4, "token_count"},
                              {4, "first_sentence"},
                              {4, "closed_blocks: count"},
-                             {4, "closed_blocks"}});
+                             {1, "closed_blocks"}});
   text += "\nits reply\n" + dump(encode_reply(of, reply), notes);
 
   notes = header;
