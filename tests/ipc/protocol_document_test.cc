@@ -6,6 +6,7 @@
 #include <functional>
 #include <iomanip>
 #include <map>
+#include <regex>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -362,6 +363,24 @@ TEST(ProtocolDocument, ListsEveryErrorCode) {
     const std::string row = "| " + std::to_string(static_cast<int>(code)) + " | " + name + " |";
     EXPECT_NE(page.find(row), std::string::npos) << row;
   }
+}
+
+// Goal: no key of stat's JSON is missing from the page.
+// Method: every `{"key",` of the source that makes it is a word of the page's last section.
+TEST(ProtocolDocument, ListsEveryKeyOfStat) {
+  std::ifstream file(SKV_SOURCE_DIR "/daemon/status.cc");
+  std::ostringstream source;
+  source << file.rdbuf();
+  const std::string text = source.str();
+  const std::string page = read_page();
+  const std::string section = page.substr(page.find("## 8. The JSON of stat"));
+  const std::regex key(R"re(\{"([a-z0-9_]+)",)re");
+  int keys = 0;
+  for (std::sregex_iterator at(text.begin(), text.end(), key), end; at != end; ++at, ++keys) {
+    const std::regex word("\\b" + (*at)[1].str() + "\\b");
+    EXPECT_TRUE(std::regex_search(section, word)) << (*at)[1];
+  }
+  EXPECT_GT(keys, 50);
 }
 
 }  // namespace
