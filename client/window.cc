@@ -1,5 +1,7 @@
 #include "client/window.h"
 
+#include <array>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -15,6 +17,16 @@ constexpr int kReadAttempts = 16;
 
 Error bad_window(const std::string& why) {
   return Error{ErrorCode::kProtocol, "the daemon's window is not what it announced: " + why};
+}
+
+// Each word with acquire, so that what is loaded afterwards is not older than it.
+TableHeader load_header(std::byte* from) {
+  std::array<uint64_t, sizeof(TableHeader) / sizeof(uint64_t)> words{};
+  auto* shared = reinterpret_cast<uint64_t*>(from);
+  for (size_t i = 0; i < words.size(); ++i) {
+    words[i] = std::atomic_ref<uint64_t>(shared[i]).load(std::memory_order_acquire);
+  }
+  return std::bit_cast<TableHeader>(words);
 }
 
 }  // namespace
@@ -148,11 +160,9 @@ Result<skv_table> Window::table(uint32_t layer) {
     if (word == 0) {
       return Error{ErrorCode::kNotFound, "layer " + std::to_string(layer) + " has no table yet"};
     }
-    const std::byte* buffer = base + sizeof(LayerTableHeader) + (word & 1) * at.bytes;
-    TableHeader seen{};
-    std::memcpy(&seen, buffer, sizeof seen);
+    std::byte* buffer = base + sizeof(LayerTableHeader) + (word & 1) * at.bytes;
+    const TableHeader seen = load_header(buffer);
     // While we looked, `current` may have moved on twice, and this buffer been written again.
-    std::atomic_thread_fence(std::memory_order_acquire);
     if (current.load(std::memory_order_relaxed) != word) continue;
     skv_table table{};
     table.covered_to = seen.covered_to;

@@ -113,7 +113,7 @@ void FakeServer::always_well() {
   twists_.clear();
 }
 
-void FakeServer::set_path_blocks(std::vector<uint32_t> blocks) {
+void FakeServer::set_path_blocks(std::vector<uint8_t> blocks) {
   const std::lock_guard lock(mutex_);
   path_blocks_ = std::move(blocks);
 }
@@ -265,7 +265,7 @@ FakeServer::Answer FakeServer::answer_match(const Frame& request) {
   MatchReply reply;
   const std::lock_guard lock(mutex_);
   reply.path_blocks = path_blocks_;
-  for (const uint32_t blocks : path_blocks_) reply.hit_tokens += 8 * blocks;
+  for (const uint8_t blocks : path_blocks_) reply.hit_tokens += 8U * blocks;
   reply.outcome =
       static_cast<uint8_t>(path_blocks_.empty() ? MatchOutcome::kMiss : MatchOutcome::kHit);
   return {encode_reply(request.header, reply), {}};

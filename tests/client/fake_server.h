@@ -51,7 +51,7 @@ class FakeServer {
   void on(Verb verb, Twist twist, int times = -1);
   void always_well();
   void release_late() { late_released_ = true; }
-  void set_path_blocks(std::vector<uint32_t> blocks);  // what a match answers
+  void set_path_blocks(std::vector<uint8_t> blocks);  // what a match answers
   void set_prefetch_silent(bool silent) { prefetch_silent_ = silent; }
 
   // Bodies of all requests of that verb, in order, over all connections and instances.
@@ -116,7 +116,7 @@ class FakeServer {
   std::mutex mutex_;  // what the test's thread asks for and looks at
   std::vector<std::pair<Verb, std::vector<uint8_t>>> log_;
   std::map<Verb, std::pair<Twist, int>> twists_;
-  std::vector<uint32_t> path_blocks_;
+  std::vector<uint8_t> path_blocks_;
 
   // The server's thread.
   uint8_t instance_ = 0;
