@@ -75,8 +75,8 @@ void DataCore::handle(DataCommand command) {
 uint64_t DataCore::step() {
   const uint64_t slice_ns = uint64_t{options_.slice_us} * 1000;
   poll_pool();
-  take_submissions();
-  bool more = feed_slice(now_ns() + slice_ns);
+  bool more = take_submissions();
+  more |= feed_slice(now_ns() + slice_ns);
   more |= prefetches_.run(now_ns() + slice_ns);
   more |= copies_.run(now_ns() + slice_ns);
   answer_loop();
@@ -192,28 +192,34 @@ void DataCore::remove_channel(std::map<ChannelId, Channel>::iterator channel) {
   DataCounters::set(counters_.channels, channels_.size());
 }
 
-void DataCore::take_submissions() {
-  if (channels_.empty()) return;
+bool DataCore::take_submissions() {
+  if (channels_.empty()) return false;
+  bool more = false;
   // A different channel first each time, so that all see the same queue in front of them.
   auto at = channels_.upper_bound(next_channel_);
   if (at == channels_.end()) at = channels_.begin();
   next_channel_ = at->first;
   for (size_t i = 0; i < channels_.size(); ++i) {
-    take_from(at->first, at->second);
+    more |= take_from(at->first, at->second);
     if (++at == channels_.end()) at = channels_.begin();
   }
+  return more;
 }
 
-void DataCore::take_from(ChannelId id, Channel& channel) {
+bool DataCore::take_from(ChannelId id, Channel& channel) {
   for (uint32_t taken = 0; taken < kEntriesPerTurn; ++taken) {
-    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) return;
+    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) return false;
     const Result<std::optional<SubmissionEntry>> next = channel.ring.next();
-    if (!next.ok()) return protocol_error(channel, next.error().message);
-    if (!next.value()) return;
+    if (!next.ok()) {
+      protocol_error(channel, next.error().message);
+      return false;
+    }
+    if (!next.value()) return false;
     if (Result<void> accepted = accept(id, channel, *next.value()); !accepted.ok()) {
       refuse(channel, *next.value(), accepted.error().code);
     }
   }
+  return true;
 }
 
 // Looks at the private copy of the entry only.

@@ -84,8 +84,9 @@ class DataCore {
   void poll_pool();
   void slab_created(WindowId id, SlotPool::Completion& completion);
   void device_lost(const std::string& reason);
-  void take_submissions();
-  void take_from(ChannelId id, Channel& channel);
+  // True: a channel's turn ended before its submissions did.
+  bool take_submissions();
+  bool take_from(ChannelId id, Channel& channel);
   Result<void> accept(ChannelId id, Channel& channel, const SubmissionEntry& entry);
   void refuse(Channel& channel, const SubmissionEntry& entry, ErrorCode status);
   void complete(const Prefetch& prefetch, const CompletionEntry& result);
