@@ -31,7 +31,9 @@ class Reply {
 
   template <typename Message>
   void ok(const Message& message, std::vector<UniqueFd> fds = {}) {
-    finish(encode_reply(request_, message, static_cast<uint16_t>(fds.size())), std::move(fds));
+    std::vector<uint8_t> frame =
+        encode_reply(request_, message, static_cast<uint16_t>(fds.size()));
+    finish(std::move(frame), std::move(fds));
   }
   void ok() { ok(Empty{}); }
   void error(const Error& error) { finish(encode_error_reply(request_, error), {}); }

@@ -53,13 +53,13 @@ class DaemonProcess {
   struct Options {
     std::string host_budget = "32MiB";
     std::string host_slab = "256KiB";
-    std::string nvme_size;  // empty: no NVMe tier
+    std::string nvme_size{};  // empty: no NVMe tier
     std::string nvme_segment = "1MiB";
     std::string device_kind = "none";
     std::string device_budget = "32MiB";
     std::string sessions = "staging = \"64KiB\"\n";  // lines of [sessions]
-    std::string more;                                // further TOML, with its [section]s
-    std::vector<std::string> environment;            // "NAME=value"
+    std::string more{};                              // further TOML, with its [section]s
+    std::vector<std::string> environment{};          // "NAME=value"
     std::string program = std::string(SKV_BINARY_DIR) + "/bin/skvd";
   };
 

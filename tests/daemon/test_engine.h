@@ -97,11 +97,11 @@ class TestEngine {
     set_path(reply.value().closed_blocks);
     return true;
   }
-  void set_path(const std::vector<uint32_t>& blocks) {
+  void set_path(const std::vector<uint8_t>& blocks) {
     spans_.clear();
     uint32_t first = 0;
-    for (const uint32_t count : blocks) {
-      spans_.push_back({first, count});
+    for (const uint8_t count : blocks) {
+      spans_.push_back({first, static_cast<uint32_t>(count)});
       first += count;
     }
   }
