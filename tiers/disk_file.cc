@@ -9,11 +9,20 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "tiers/aligned_buffer.h"
 
 namespace skv {
+namespace {
+
+// 3 s in all. Tearing down a ring takes tens of milliseconds.
+constexpr int kLockTries = 300;
+constexpr std::chrono::milliseconds kLockPause{10};
+
+}  // namespace
 
 Error DiskFile::failed(const std::string& what, int error) const {
   return {error == ENOSPC || error == EDQUOT ? ErrorCode::kNoSpace : ErrorCode::kIo,
@@ -48,7 +57,14 @@ Result<void> DiskFile::open_or_create(uint64_t file_bytes) {
     return failed("open", errno);
   }
   // The lock belongs to this open, so a second open in the same process is refused too.
-  if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+  // A daemon that was killed lets go a moment after its end: the system takes its io_uring apart in
+  // the background, and the lock with it.
+  int locked = flock(fd_, LOCK_EX | LOCK_NB);
+  for (int tries = 0; locked != 0 && errno == EWOULDBLOCK && tries < kLockTries; ++tries) {
+    std::this_thread::sleep_for(kLockPause);
+    locked = flock(fd_, LOCK_EX | LOCK_NB);
+  }
+  if (locked != 0) {
     if (errno == EWOULDBLOCK) {
       return Error{
           ErrorCode::kBusy,
