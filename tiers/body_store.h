@@ -85,18 +85,18 @@ enum class BodyReadOutcome : uint8_t {
 // A body store knows keys, bytes and checksums. It knows nothing of sessions, leases or placement;
 // daemon/ decides those. Every store passes tests/conformance/body_store_conformance.h.
 //
-// Shape   a body is the chunks of ipc/layout/body_layout.h. A chunk is read and verified as a
-// whole. Units   bytes; chunk ranges are half open. Limits  transfers_max transfers in flight,
-// beyond: kBusy. Thread  loop thread, all of it. Transfers run on the store's own thread; `done`
-// runs on the loop
+// Shape   a body is the chunks of ipc/layout/body_layout.h. A chunk is read and verified whole.
+// Units   bytes; chunk ranges are half open.
+// Limits  transfers_max transfers in flight, beyond: kBusy.
+// Thread  loop thread, all of it. Transfers run on the store's own thread; `done` runs on the loop
 //         thread inside drain(), never from inside put(), read() or erase(). `done` may call the
 //         store.
-// Owns    its memory or file. Borrows spans and buffers of a transfer until its `done` runs; a
-// store
+// Owns    its memory or file. Borrows spans and buffers of a transfer until its `done` runs; one
 //         that is destroyed waits for its transfers and drops their `done` uncalled.
-// Errors  reach `done`: kIo, kCorrupt (the record is dropped: the next read does not find it; the
-//         buffers were zeroed), kNoSpace (accepted, but room could not be made: as kFull),
-//         kCancelled (put: the key was erased meanwhile). The outcomes above are not errors.
+// Errors  reach `done`: kIo (of a put: it is not found; after a restart it may be, whole), kCorrupt
+//         (the record is dropped: the next read does not find it; the buffers were zeroed),
+//         kNoSpace (accepted, but room could not be made: as kFull), kCancelled (put: the key was
+//         erased meanwhile). The outcomes above are not errors.
 // Source  docs/architecture.md "Tiers", docs/on-disk-format.md.
 class BodyStore {
  public:

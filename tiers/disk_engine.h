@@ -17,8 +17,8 @@ namespace skv {
 // One transfer between a contiguous range of the disk and memory in pieces, with the sums that must
 // hold before a write leaves or after a read came.
 //
-// Thread  made on the loop, worked by the engine's thread, read again on the loop. Moves as a
-// whole. Owns    `own`; borrows all other memory of `pieces` until it is finished.
+// Thread  made on the loop, worked by the engine's thread, read again on the loop; never shared.
+// Owns    `own`; borrows all other memory of `pieces` until it is finished.
 struct DiskJob {
   enum class Kind : uint8_t { kRead = 0, kWrite = 1, kSync = 2 };
   struct Check {

@@ -20,12 +20,12 @@ struct HostExtent {
 
 // The host tier's memory: chunks of bodies in one arena per space, under one budget.
 //
-// Shape   an arena is a memfd as long as the budget, sparse, sealed (GROW|SHRINK|SEAL) and 0600;
-// its
+// Shape   an arena is a memfd as long as the budget, sparse, sealed (GROW|SHRINK|SEAL), 0600; its
 //         clients get a read-only descriptor. Extents are placed by best fit and coalesced on free,
 //         the same way each run. First use of a slab (a step of slab_bytes) charges it to the
 //         budget; when its last extent goes, its pages are punched (they read as zeros) and the
-//         charge is given back.
+//         charge is given back. A client that reads a hole of its mapping gives that page memory
+//         again, uncharged, until the slab is next punched; the cgroup's limit bounds that.
 // Units   bytes; an extent is storage_bytes() of its chunk.
 // Limits  charged <= budget, over all spaces. One extent per (sentence, chunk).
 // Thread  loop thread. The bytes of a reserved extent belong to whoever the loop gave them to (data

@@ -35,6 +35,7 @@ class NvmeLog {
   struct Segment {
     State state = State::kClean;
     bool granted = false;  // its header with this generation is durable: records may follow
+    bool refused = false;  // the grant failed: nothing can be written until it is cleared
     bool suspect = false;  // a write into it failed: never sealed, so it is verified at every open
     bool sealed = false;
     bool needs_sync = false;  // records were copied out of it since the last sync

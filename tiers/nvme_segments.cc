@@ -99,6 +99,10 @@ void NvmeStoreImpl::open_segment(uint32_t index) {
 void NvmeStoreImpl::submit_into(uint32_t segment, std::unique_ptr<DiskJob> job) {
   if (log_.at(segment).granted) {
     submit(std::move(job));
+  } else if (log_.at(segment).refused) {
+    // Cleaning had taken its places before the grant failed.
+    job->result = Error{ErrorCode::kIo, "nvme store: the segment's header could not be written"};
+    job->finished(*job);
   } else {
     ungranted_[segment].push_back(std::move(job));
   }
@@ -108,6 +112,7 @@ void NvmeStoreImpl::granted(uint32_t index, const Result<void>& result) {
   NvmeLog::Segment& segment = log_.at(index);
   --segment.io;
   segment.granted = result.ok();
+  segment.refused = !result.ok();
   if (!result.ok()) {
     write_failed(index);
   }
