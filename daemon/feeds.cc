@@ -68,6 +68,7 @@ void Feeds::leases_ended(SessionId session) {
   for (auto& [context, feed] : feeds_) {
     if (feed->session == session) {
       feed->leased = false;
+      feed->opening.clear();  // nothing of it may reach the data thread after CloseSession
     }
   }
 }
@@ -205,7 +206,7 @@ void Feeds::advance(Feed& feed) {
     if (!placement_->lease_sentence(feed.session, uid)) {
       break;
     }
-    FeedSentence fed{uid, context.sentence(next).span, sentence->vectors,
+    FeedSentence fed{uid, context.sentence(next).span, std::move(vectors),
                      placement_->host_chunks(uid)};
     placement_->add_feed(uid);
     placement_->warm(uid);

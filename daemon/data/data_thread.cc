@@ -159,6 +159,7 @@ DataThread::~DataThread() { stop(); }
 Result<std::unique_ptr<DataThread>> DataThread::start(DataOptions options,
                                                       std::unique_ptr<SlotPool> pool,
                                                       std::function<void()> wake_loop) {
+  if (std::thread::hardware_concurrency() <= 2) options.spin_us = 0;
   SKV_CHECK(options.commands_max > 0 && options.events_max > 0, "queues have places");
   auto state = std::make_unique<State>(std::move(options), std::move(pool), std::move(wake_loop));
   Result<UniqueFd> doorbell = create_event_doorbell();

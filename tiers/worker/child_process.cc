@@ -1,5 +1,6 @@
 #include "tiers/worker/child_process.h"
 
+#include <poll.h>
 #include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -85,6 +86,16 @@ std::optional<std::string> ChildProcess::ended() {
   pid_ = 0;
   pidfd_.reset();
   return text;
+}
+
+std::string ChildProcess::end(int grace_ms) {
+  pollfd gone{pidfd_.get(), POLLIN, 0};
+  if (::poll(&gone, 1, grace_ms) == 0) ::kill(pid_, SIGKILL);
+  while (pid_ != 0) {
+    ::poll(&gone, 1, -1);
+    if (std::optional<std::string> text = ended(); text) return *text;
+  }
+  return "had ended before";
 }
 
 void ChildProcess::kill() {

@@ -14,7 +14,7 @@ namespace skv {
 // One process that we started, watched by a pidfd: no signal handler, no race on its pid.
 //
 // Thread  the one that starts it also ends it: the child asks to die with that thread.
-// Owns    the process: the destructor kills and reaps it.
+// Owns    the process: the destructor kills it, waits (milliseconds) and reaps it.
 class ChildProcess {
  public:
   // `inherited` becomes descriptor `as` of the child; the child gets no other but the standard
@@ -38,10 +38,13 @@ class ChildProcess {
   int pidfd() const { return pidfd_.get(); }  // readable when it has ended
   // How it ended, once it has; reaps it.
   std::optional<std::string> ended();
-  // Waits for its end after SIGKILL: milliseconds.
-  void kill();
+  // Ends it if it still runs, and says how it ended. For a child that has closed its end of a
+  // socket and so is about to go: it gets `grace_ms` for that, then SIGKILL.
+  std::string end(int grace_ms);
 
  private:
+  void kill();
+
   pid_t pid_ = 0;
   UniqueFd pidfd_;
 };

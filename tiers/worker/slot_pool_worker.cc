@@ -303,8 +303,8 @@ Result<void> WorkerSlotPool::read_socket() {
     if (!received.ok()) return received.error();
     if (received.value() == ReceiveOutcome::kWouldBlock) return {};
     if (received.value() == ReceiveOutcome::kClosed) {
-      std::optional<std::string> ended = worker_->process.ended();
-      return Error{ErrorCode::kStale, "device worker: " + ended.value_or("closed its socket")};
+      constexpr int kGraceMs = 100;
+      return Error{ErrorCode::kStale, "device worker: " + worker_->process.end(kGraceMs)};
     }
     if (Result<void> handled = handle(frame); !handled.ok()) return handled;
   }
