@@ -88,7 +88,7 @@ Result<void> DiskFile::open_or_create(uint64_t file_bytes) {
     if (fallocate(fd_, 0, 0, static_cast<off_t>(file_bytes)) != 0) {
       const int error = errno;
       if (error != EOPNOTSUPP) {
-        (void)ftruncate(fd_, 0);
+        if (ftruncate(fd_, 0) != 0) spdlog::warn("nvme file {}: cannot empty it again", path_);
         return failed("preallocating " + std::to_string(file_bytes) + " bytes", error);
       }
       spdlog::warn("nvme file {}: this file system cannot preallocate; it may run out of space",
