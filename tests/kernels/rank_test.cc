@@ -1,6 +1,7 @@
 #include "kernels/rank.h"
 
 #include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
 
 #include <algorithm>
 #include <limits>
@@ -47,6 +48,57 @@ TEST(Rank, AgreesWithTheDecodedRecords) {
         EXPECT_EQ(result.skipped_mass, 0.0F);
       }
     }
+  }
+}
+
+// Goal: with one token per run, every score is the true attention mass within what the rounding of
+// the residuals allows: if no logit is off by more than e, no share is off by more than a factor
+// of exp(2 e), and e is at most half a step per channel.
+RC_GTEST_PROP(Rank, ScoresAreTrueAttentionUpToRounding, ()) {
+  Shape shape;
+  shape.k_dim = 8 * *rc::gen::inRange(1U, 17U);
+  shape.block_tokens = *rc::gen::element(4U, 8U, 16U);
+  shape.run_tokens = 1;
+  const auto seed = *rc::gen::arbitrary<uint64_t>();
+  const Context context = synthetic::random_context(shape, *rc::gen::inRange(1U, 12U), seed);
+  const auto group = *rc::gen::inRange(1U, 9U);
+  const std::vector<float> queries = synthetic::random_queries(group, shape.k_dim, seed + 1);
+  const RankQuery query = synthetic::query_of(queries, shape);
+  double off = 0.0;
+  double off_max = 0.0;
+  for (uint32_t s = 0; s < context.sentence_count(); ++s) {
+    const std::vector<std::byte>& record = context.blobs[s];
+    uint16_t m = 0;
+    std::memcpy(&m, &record[size_t{2} * shape.k_dim], 2);
+    for (uint32_t t = 0; t < context.block_counts[s] * shape.block_tokens; ++t) {
+      const std::vector<double> run =
+          synthetic::decoded_run(shape, context.block_counts[s], record, t);
+      for (uint32_t q = 0; q < group; ++q) {
+        double error = 0.0;
+        double bound = 1e-4;
+        for (uint32_t d = 0; d < shape.k_dim; ++d) {
+          const double scaled = double{queries[q * shape.k_dim + d]} * double{query.softmax_scale};
+          error += scaled * (run[d] - double{context.keys[s][size_t{t} * shape.k_dim + d]});
+          const double step = double{
+              half_to_float(m) *
+              log_code_factor(static_cast<uint8_t>(record[size_t{3} * shape.k_dim + 4 + d]))};
+          bound += std::fabs(scaled) * 0.501 * step;
+        }
+        off = std::max(off, std::fabs(error));
+        off_max = std::max(off_max, bound);
+      }
+    }
+  }
+  RC_ASSERT(off <= off_max);
+  const synthetic::OracleScores oracle =
+      synthetic::true_attention(context, queries, double{query.softmax_scale});
+  RankScratch scratch;
+  const RankResult result = rank(context.view(), query, full_scan(), scratch);
+  RC_ASSERT(result.scores.size() == oracle.blocks.size());
+  for (size_t i = 0; i < oracle.blocks.size(); ++i) {
+    const double factor = std::exp(2.0 * off) * 1.0001;
+    RC_ASSERT(double{result.scores[i]} <= oracle.blocks[i] * factor + 1e-12);
+    RC_ASSERT(double{result.scores[i]} >= oracle.blocks[i] / factor - 1e-12);
   }
 }
 
@@ -199,7 +251,8 @@ TEST(Rank, RecallAgainstTrueAttention) {
     const Context context = synthetic::random_context(shape, 120, seed);
     shape.kind = IndexKind::kMean;
     const Context means = synthetic::random_context(shape, 120, seed);
-    const std::vector<float> queries = synthetic::random_queries(4, 64, seed);
+    std::vector<float> queries = synthetic::random_queries(4, 64, seed);
+    for (float& value : queries) value *= 2.5F;  // a sharp attention, so that there is much to miss
     const RankQuery query = synthetic::query_of(queries, shape);
     const synthetic::OracleScores oracle =
         synthetic::true_attention(context, queries, double{query.softmax_scale});
