@@ -103,7 +103,9 @@ void DataThread::State::hand_over(DataCore& core) {
 void DataThread::State::sleep(DataCore& core, uint64_t wake_ns) {
   sleeps.store(1, std::memory_order_seq_cst);
   const bool quiet =
-      core.prepare_sleep() && commands.empty() && !stop.load(std::memory_order_seq_cst);
+      core.prepare_sleep() && commands.empty() && !stop.load(std::memory_order_seq_cst) &&
+      // Held events with the announcement taken: the loop has made room and saw us awake.
+      (core.events().empty() || events_held.load(std::memory_order_seq_cst));
   if (quiet) {
     // A look without sleeping costs less than being woken: here at most spin_us long.
     const uint64_t spin_end = core.now_ns() + uint64_t{options.spin_us} * 1000;

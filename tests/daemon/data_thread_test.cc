@@ -183,6 +183,24 @@ TEST_P(DataThreadTest, TwoEngineThreadsAndALoop) {
   EXPECT_TRUE(loop_->wait<SessionClosed>());
 }
 
+// Goal: events that found no room are handed over once the loop has drained, with nothing else to
+// wake the thread.
+// Method: two places in the event queue, many answers at once, again and again; the last ones come
+// while the thread is about to sleep.
+TEST_P(DataThreadTest, HeldEventsAreNotForgotten) {
+  for (uint32_t round = 0; round < 300; ++round) {
+    const uint32_t count = 3 + round % 5;
+    for (uint32_t i = 0; i < count; ++i) {
+      loop_->thread().post(Withdraw{ChunkRef{SentenceUid{5000 + round}, i}});
+    }
+    for (uint32_t i = 0; i < count; ++i) {
+      const std::optional<WithdrawDone> gone = loop_->wait<WithdrawDone>();
+      ASSERT_TRUE(gone) << "round " << round;
+      ASSERT_EQ(gone->chunk.uid, SentenceUid{5000 + round});
+    }
+  }
+}
+
 TEST_P(DataThreadTest, AnIdleThreadSleeps) {
   const std::unique_ptr<ClientChannel> channel = open_channel(ChannelId{1});
   ASSERT_TRUE(channel);
