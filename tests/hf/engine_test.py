@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import sys
 import unittest
-import warnings
 
 import numpy as np
 
@@ -11,7 +10,6 @@ import fake_skv
 
 sys.dont_write_bytecode = True
 skv = fake_skv.install()
-warnings.filterwarnings("ignore", message="The given .* is not writable")
 
 import torch  # noqa: E402
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh MODULE: runs one unittest module with the Python environment of the engine.
+# run.sh [-v] MODULE...: runs one unittest module with the Python environment of the engine.
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
@@ -9,4 +9,4 @@ if [ ! -x "$python" ]; then
   exit 0
 fi
 export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$root/client/python OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-exec "$python" -m unittest "$1"
+exec "$python" -m unittest "$@"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from typing import Optional, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from .storage import Geometry, KvMemory
 
 _BUSY_TRIES = 50
 _REOPEN_TRIES = 3
+_RESERVE_MAX = 512     # sentences per message
 _RETRY_STEPS = 16      # steps between attempts to store what another session had pending
 _GROWTH_MAX = 1.25     # a window planned as a share is opened anew when the context outgrew it so far
 
@@ -121,6 +123,8 @@ class SentenceCache(Cache):
         self._own_from = 0
         self._window: Optional[skv.Window] = None
         self._plan: Optional[WindowPlan] = None
+        self._slots: Optional[torch.Tensor] = None
+        self._gathered: Optional[torch.Tensor] = None
         self._layers_per_group = -(-geometry.layers // model.info.chunk_count)
         # Sentences of the context: where each ends (tokens), how many are stored for sure, from
         # which index on nothing was put yet, and what could not be put when its turn came.
@@ -141,9 +145,9 @@ class SentenceCache(Cache):
             raise ValueError(f"skv: {len(self.ids) + len(ids)} tokens do not fit the conversation's "
                              f"{self.capacity}; open it with a larger max_tokens")
         ends, final_to = self._ends.feed(ids, text, offsets)
-        self._context.append(np.asarray(ids, dtype=np.uint32), ends=np.asarray(ends, dtype=np.uint32),
-                             ends_final_to=final_to, extra=self._extra,
-                             first_position=len(self.ids))
+        tokens, ends = np.asarray(ids, dtype=np.uint32), np.asarray(ends, dtype=np.uint32)
+        self._again(lambda: self._context.append(tokens, ends=ends, ends_final_to=final_to,
+                                                 extra=self._extra, first_position=len(self.ids)))
         self.ids += [int(token) for token in ids]
         self._refresh_sentences()
 
@@ -152,7 +156,7 @@ class SentenceCache(Cache):
         for its logits."""
         if self.length:
             raise ValueError("skv: a prefix can be adopted before the first token is computed")
-        match = self._context.match(adopt=True)
+        match = self._again(lambda: self._context.match(adopt=True))
         self._refresh_sentences()
         if match.hit_tokens:
             self._own_from = match.hit_tokens
@@ -226,8 +230,8 @@ class SentenceCache(Cache):
         self._own.k(layer)[:, at] = keys[0]
         self._own.v(layer)[:, at] = values[0]
         for first, count in self._puts:
-            self._tickets.append(self._context.put_write(first, count, layer, 1,
-                                                         self._own.strided(layer), wait=False))
+            self._tickets.append(self._again(lambda: self._context.put_write(
+                first, count, layer, 1, self._own.strided(layer), wait=False)))
 
     def end(self) -> None:
         step = self._step
@@ -242,8 +246,7 @@ class SentenceCache(Cache):
         self.length = step.position + step.tokens
         self._step = None
         if step.kind == "dense":
-            for ticket in self._take_tickets():
-                ticket.wait()
+            self._wait_writes()
             self._commit(self._puts)
         self._put_closed()
         if self._covered is not None:
@@ -255,19 +258,30 @@ class SentenceCache(Cache):
         self.steps.add(step)
 
     def _abandon(self) -> None:
-        """An earlier pass that raised left its writes behind: they end before memory is reused."""
-        loads = [ticket for ticket in self._loaded_groups.values() if ticket is not None]
-        for ticket in self._take_tickets() + loads:
+        """An earlier pass that raised left operations behind: they end before memory is reused."""
+        self._tickets += [ticket for ticket in self._loaded_groups.values() if ticket is not None]
+        self._loaded_groups = {}
+        self._wait_writes()
+        self._step = None
+
+    def _wait_writes(self) -> None:
+        tickets, self._tickets = self._tickets, []
+        for ticket in tickets:
             try:
                 ticket.wait()
             except skv.SkvError:
-                pass  # a miss: the sentence is not committed, the load not used
-        self._loaded_groups = {}
-        self._step = None
+                pass  # a miss: its commit will say that something was not written
 
-    def _take_tickets(self) -> list:
-        tickets, self._tickets = self._tickets, []
-        return tickets
+    def _again(self, call):
+        """A call that a restart of the daemon may hit: repeated on the new connection."""
+        for _ in range(_REOPEN_TRIES):
+            try:
+                return call()
+            except skv.DisconnectedError:
+                continue
+            except skv.StaleError:
+                self._reconnected()
+        return call()
 
     # ---- storing ---------------------------------------------------------------------------------
 
@@ -279,8 +293,12 @@ class SentenceCache(Cache):
 
     def _reserve_range(self, first: int, stop: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
-        for at in range(first, stop, 512):
-            outcomes = self._context.put_reserve(at, min(512, stop - at))
+        for at in range(first, stop, _RESERVE_MAX):
+            count = min(_RESERVE_MAX, stop - at)
+            try:
+                outcomes = self._again(lambda: self._context.put_reserve(at, count))
+            except skv.NoSpaceError:
+                outcomes = [skv.Put.FULL] * count
             for index, outcome in enumerate(outcomes, at):
                 if outcome == skv.Put.EXISTS:
                     self._committed[index] = True
@@ -295,12 +313,14 @@ class SentenceCache(Cache):
 
     def _commit(self, runs: list[tuple[int, int]]) -> None:
         for first, count in runs:
-            outcomes = self._context.put_commit(first, count)
+            outcomes = self._again(lambda: self._context.put_commit(first, count))
             for index, outcome in enumerate(outcomes, first):
                 if outcome in (skv.Put.COMMITTED, skv.Put.EXISTS):
                     self._committed[index] = True
-                else:
-                    self._retry.append(index)
+                    continue
+                self._retry.append(index)
+                if outcome == skv.Put.INCOMPLETE:
+                    self._again(lambda: self._context.put_cancel(index, 1))
 
     def _put_closed(self) -> None:
         """Stores what closed since: sentences of generated tokens, and what had to wait."""
@@ -310,7 +330,9 @@ class SentenceCache(Cache):
             for index in retry:
                 runs += self._reserve_range(index, index + 1)
         for first, count in runs:
-            self._context.put_write(first, count, 0, self.geometry.layers, self._own.strided(0))
+            self._tickets.append(self._again(lambda: self._context.put_write(
+                first, count, 0, self.geometry.layers, self._own.strided(0), wait=False)))
+        self._wait_writes()
         self._commit(runs)
 
     def _release(self, covered: int) -> None:
@@ -394,8 +416,7 @@ class SentenceCache(Cache):
         most = int(counts.max())
         slots = self._slot_view()
         rows = torch.from_numpy(table.slot.astype(np.int64))
-        keys = torch.empty(heads, most * block + max(tail, 0), dim, dtype=geometry.dtype)
-        values = torch.empty_like(keys)
+        keys, values = self._read_buffers(most * block + max(tail, 0))
         bounds = table.indptr.tolist()
         for head in range(heads):
             of_head = rows[bounds[head]:bounds[head + 1]]
@@ -420,20 +441,31 @@ class SentenceCache(Cache):
             self._trace(layer, table)
         return keys, values, absent
 
+    def _read_buffers(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [kv_heads, tokens, dim] to gather into, good until the next layer. Kept, because
+        fresh memory of this size costs more in page faults than the gathering does."""
+        geometry = self.geometry
+        if self._gathered is None or self._gathered.shape[2] < tokens:
+            room = -(-tokens // 256) * 256
+            self._gathered = torch.empty(2, geometry.kv_heads, room, geometry.head_dim,
+                                         dtype=geometry.dtype)
+        return self._gathered[0, :, :tokens], self._gathered[1, :, :tokens]
+
     def _slot_view(self) -> torch.Tensor:
         """[slots, 2 (K, V), block elements] over the window's slots. A slot's number counts
         slot_unit_bytes, of which a block may take several (host memory read in place): then the rows
         of the view overlap."""
         if self._slots is None:
             geometry = self.geometry
-            raw = torch.frombuffer(self._window.slots, dtype=geometry.dtype)
+            with warnings.catch_warnings():
+                # Read-only, and only read: torch has no word for that.
+                warnings.simplefilter("ignore", UserWarning)
+                raw = torch.frombuffer(self._window.slots, dtype=geometry.dtype)
             unit = self._window.slot_unit_bytes // geometry.dtype.itemsize
             half = geometry.block_elements // 2
             count = (len(raw) - geometry.block_elements) // unit + 1
             self._slots = raw.as_strided((count, 2, half), (unit, half, 1))
         return self._slots
-
-    _slots: Optional[torch.Tensor] = None
 
     def _open_window(self) -> skv.Window:
         tokens = max(self.length, 1)
@@ -513,8 +545,8 @@ class SentenceCache(Cache):
         count = int(np.searchsorted(self._sentence_stops, self._own_from, "right"))
         layers = min(self._layers_per_group, self.geometry.layers - first)
         buffer = self._load_buffer.memory(group % 2)
-        self._loaded_groups[group] = self._context.load(
-            0, count, first, layers, buffer.strided(0), deadline=self.read.deadline, wait=False)
+        self._loaded_groups[group] = self._again(lambda: self._context.load(
+            0, count, first, layers, buffer.strided(0), deadline=self.read.deadline, wait=False))
 
     def close(self) -> None:
         """Gives everything back; what is stored stays stored."""

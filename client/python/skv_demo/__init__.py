@@ -1,0 +1,1 @@
+"""The demo: three engine processes, one skvd, three tiers. `python -m skv_demo --help`."""
