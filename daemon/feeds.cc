@@ -224,26 +224,26 @@ void Feeds::advance(Feed& feed) {
   }
 }
 
-// Asks for the vectors of the next sentences that have them on NVMe only. False: that was tried
-// for the first of them, and it has none that can be read.
+// Asks for the vectors of the next sentences that have them on NVMe only; those in memory may go
+// there meanwhile, and are asked for in their turn. False: that was tried for the first of them,
+// and it has none that can be read.
 bool Feeds::read_vectors(Feed& feed, uint32_t first) {
-  if (first < feed.reading_to) {
-    return false;
-  }
   std::vector<SentenceUid> wanted;
   const Context& context = *feed.context;
-  uint32_t index = first;
-  for (; index < context.sentence_count() && wanted.size() < kVectorReadsMax; ++index) {
+  for (uint32_t index = first; index < context.sentence_count() && wanted.size() < kVectorReadsMax;
+       ++index) {
     const Sentence* sentence = context.find(directory_, index);
     if (sentence == nullptr || sentence->state != SentenceState::kStored ||
         sentence->vectors_bytes == 0) {
       break;
     }
+    if (index == first && feed.unreadable.contains(sentence->uid)) {
+      return false;
+    }
     if (sentence->vectors == nullptr) {
       wanted.push_back(sentence->uid);
     }
   }
-  feed.reading_to = index;
   feed.reading = static_cast<uint32_t>(wanted.size());
   const ContextId id = context.id();
   for (const SentenceUid uid : wanted) {
@@ -256,6 +256,7 @@ bool Feeds::read_vectors(Feed& feed, uint32_t first) {
         waiting->read[uid] = std::move(blob).value();
       } else {
         spdlog::warn("vectors of sentence {}: {}", raw(uid), blob.error().message);
+        waiting->unreadable.insert(uid);
       }
       if (--waiting->reading == 0) {
         queue(*waiting);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "daemon/context.h"
@@ -81,9 +82,9 @@ class Feeds final : public DirectoryListener, public ResidencyListener {
     Digest awaits;                    // key of the next sentence; zero: none closed yet
     std::unordered_map<SentenceUid, VectorsBlob> read;  // vectors that came and were not fed yet
     bool queued = false;
-    bool leased = true;       // its sentence leases are this session's still
-    uint32_t reading = 0;     // vectors on their way
-    uint32_t reading_to = 0;  // sentences before it were asked for
+    bool leased = true;                          // its sentence leases are this session's still
+    uint32_t reading = 0;                        // vectors on their way
+    std::unordered_set<SentenceUid> unreadable;  // vectors that were asked for and did not come
   };
 
   void queue(Feed& feed);
