@@ -6,6 +6,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -85,6 +86,15 @@ Result<void> DiskFile::open_or_create(uint64_t file_bytes) {
     return Error{ErrorCode::kInvalidArgument,
                  "nvme file " + path_ + " is neither a file nor a block device"};
   } else if (status.st_size == 0) {
+    // Asked first: fallocate takes all there is before it says that there is not enough.
+    struct statvfs room {};
+    const uint64_t free_bytes =
+        fstatvfs(fd_, &room) == 0 ? uint64_t{room.f_bavail} * room.f_frsize : file_bytes;
+    if (free_bytes < file_bytes) {
+      return Error{ErrorCode::kNoSpace, "nvme file " + path_ + ": nvme.bytes is " +
+                                            std::to_string(file_bytes) + ", the file system has " +
+                                            std::to_string(free_bytes) + " free"};
+    }
     if (fallocate(fd_, 0, 0, static_cast<off_t>(file_bytes)) != 0) {
       const int error = errno;
       if (error != EOPNOTSUPP) {

@@ -2,9 +2,16 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstddef>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -122,6 +129,46 @@ TEST(NvmeStore, FileIsPreallocatedToItsSizeAndNoMore) {
   EXPECT_EQ(stats.capacity_bytes, 8 * ((1u << 20) - 8192));
   EXPECT_EQ(store->record_bytes_max(), (1u << 20) - 8192);
   EXPECT_EQ(NvmeStore::record_bytes({65'536, 40'000}, 2'000), 4096U + 4096 + 65'536 + 40'960);
+}
+
+TEST(NvmeStore, FileSystemWithoutRoomIsToldBeforeItIsFilled) {
+  const TemporaryFile file;
+  NvmeStore::Options options;
+  options.file_bytes = uint64_t{1} << 53;
+  expect_refused(file.path(), options, ErrorCode::kNoSpace, "the file system has");
+}
+
+// Goal: a system that refuses io_uring gets the thread pool, and the same store.
+// Method: a seccomp filter in a child answers io_uring_setup with EPERM, as a container does.
+TEST(NvmeStoreDeathTest, RefusedRingMeansThreadPool) {
+  const TemporaryFile file;
+  const auto child = [&file] {
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const sock_fprog program{.len = 4, .filter = filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+      return 2;
+    }
+    auto opened = NvmeStore::open(file.path(), small_options());
+    if (!opened.ok() || opened.value()->stats().backend != "threads" ||
+        !opened.value()->space_salt(1000).ok() || !put_now(*opened.value(), body(1)).ok() ||
+        !holds(*opened.value(), body(1))) {
+      return 3;
+    }
+    opened.value().reset();
+    NvmeStore::Options options = small_options();
+    options.backend = NvmeStore::Backend::kUring;
+    return NvmeStore::open(file.path(), options).ok() ? 4 : 0;
+  };
+  EXPECT_EXIT(std::exit(child()), testing::ExitedWithCode(0), "");
+  auto again = NvmeStore::open(file.path(), small_options());
+  ASSERT_TRUE(again.ok());
+  EXPECT_TRUE(holds(*again.value(), body(1)));
 }
 
 // A tmpfs may take O_DIRECT or refuse it; the store works either way and says which.
