@@ -166,15 +166,25 @@ void Feeds::chunk_failed(SentenceUid uid, uint32_t chunk, ErrorCode) {
 void Feeds::withdraw(SentenceUid uid, uint32_t chunk) { data_.post(Withdraw{{uid, chunk}}); }
 
 void Feeds::advance(Feed& feed) {
-  if (feed.reading > 0) {
-    return;  // goes on when they came
+  if (feed.reading > 0 || !feed.leased) {
+    return;  // goes on when they came; never, once the session ends
   }
   const Context& context = *feed.context;
   FeedSentences batch{feed.id, static_cast<uint32_t>(feed.fed.size()), {}};
+  // The batch says where chunks are. Placement may take one back in any call that ends a turn of
+  // its own, so warming waits until the batch is posted: the withdrawal must come after it.
   const auto flush = [&] {
-    if (!batch.sentences.empty()) {
-      data_.post(std::move(batch));
-      batch = FeedSentences{feed.id, static_cast<uint32_t>(feed.fed.size()), {}};
+    if (batch.sentences.empty()) {
+      return;
+    }
+    std::vector<SentenceUid> cold;
+    for (const FeedSentence& sentence : batch.sentences) {
+      cold.push_back(sentence.uid);
+    }
+    data_.post(std::move(batch));
+    batch = FeedSentences{feed.id, static_cast<uint32_t>(feed.fed.size()), {}};
+    for (const SentenceUid uid : cold) {
+      placement_->warm(uid);
     }
   };
   for (;;) {
@@ -209,7 +219,6 @@ void Feeds::advance(Feed& feed) {
     FeedSentence fed{uid, context.sentence(next).span, std::move(vectors),
                      placement_->host_chunks(uid)};
     placement_->add_feed(uid);
-    placement_->warm(uid);
     feed.fed.push_back(uid);
     batch.sentences.push_back(std::move(fed));
     if (batch.sentences.size() >= kFeedBatch) {

@@ -25,8 +25,8 @@ void finish(Core& core, const std::shared_ptr<Gather>& gather, const GatherReque
 
 void gather(Core& core, GatherRequest request) {
   Session* const session = core.find_session(request.session);
-  if (session == nullptr) {
-    return;
+  if (session == nullptr || session->state == SessionState::kEnding) {
+    return;  // its leases were returned, nothing more may be posted for it
   }
   const auto state = std::make_shared<Gather>();
   state->leases.resize(request.chunks.size());

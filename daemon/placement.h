@@ -50,6 +50,7 @@ struct PlacementOptions {
   uint32_t writes_max = 4;            // sentence writes to NVMe in flight
   uint32_t background_reads_max = 8;  // of reads_max, for what nobody waits for
   uint64_t need_ns = 10'000'000'000;  // need_chunks() is answered within this, with a failure
+  uint64_t withdraw_patience_ns = 20'000'000;  // then others are asked to make the room
 };
 
 // Bytes, 0: the tier's budget alone.
@@ -201,6 +202,7 @@ class Placement final : public Directory::LeafWatcher {
   // Keeps a stored sentence from leaving the last tier. False if it is not there. Its chunks may
   // still move between the tiers.
   bool lease_sentence(SessionId session, SentenceUid uid);
+  // Nothing, if end_session() has returned it.
   void release_sentence(SessionId session, SentenceUid uid);
   // The data thread was told of this sentence (FeedSentence) / has forgotten it. While it has a
   // feed, ResidencyListener hears of its chunks and each is withdrawn before it is freed.

@@ -332,6 +332,7 @@ void Placement::State::give_back(Body& body, uint32_t chunk) {
   if (body.sentence->feeds > 0) {
     place.state = ChunkState::kLeaving;
     leaving_bytes += bytes;
+    withdrawals.push_back({{uid, chunk}, now_ns});
     parts.residency->withdraw(uid, chunk);
     return;
   }
@@ -349,6 +350,8 @@ void Placement::withdraw_done(SentenceUid uid, uint32_t chunk) {
   State::Chunk& place = body->chunks[chunk];
   const uint64_t bytes = body->sentence->shape->chunk_storage_bytes(chunk);
   state.leaving_bytes -= bytes;
+  if (place.overdue) state.overdue_bytes -= bytes;
+  place.overdue = false;
   state.changed();
   if (place.wanted_again && body->removed == nullptr) {
     place.wanted_again = false;
@@ -361,6 +364,23 @@ void Placement::withdraw_done(SentenceUid uid, uint32_t chunk) {
   }
   state.free_extent(*body, chunk);
   state.drop_body_if_idle(uid);
+}
+
+// A window may read a chunk for as long as its engine likes (slots in host memory), and the engine
+// may be waiting for the very room that is to be made: look for others.
+void Placement::State::expire_withdrawals(uint64_t now) {
+  while (!withdrawals.empty() &&
+         withdrawals.front().since_ns + options.withdraw_patience_ns <= now) {
+    const ChunkId id = withdrawals.front().id;
+    withdrawals.pop_front();
+    Body* body = find_body(id.uid);
+    if (body == nullptr) continue;
+    Chunk& place = body->chunks[id.chunk];
+    if (place.state != ChunkState::kLeaving || place.overdue) continue;
+    place.overdue = true;
+    overdue_bytes += body->sentence->shape->chunk_storage_bytes(id.chunk);
+    changed();
+  }
 }
 
 void Placement::State::free_extent(Body& body, uint32_t chunk) {

@@ -30,9 +30,21 @@ std::optional<HostExtent> Placement::State::allocate(const Sentence& sentence,
   }
 }
 
+uint64_t Placement::State::room_goal(uint64_t bytes) const {
+  uint64_t waiting = urgent_reads.size() * bytes;
+  if (!puts.empty()) {
+    const OpenPut& put = puts.front();
+    for (size_t next = put.results.size(); next < put.request.sentences.size(); ++next) {
+      waiting += put.request.sentences[next].shape->storage_bytes();
+    }
+  }
+  return std::max(bytes, std::min(waiting, parts.host->stats().budget_bytes / 8));
+}
+
 Placement::State::Room Placement::State::make_room(uint64_t bytes, std::optional<SpaceId> only) {
-  const auto pending = [this] { return leaving_bytes + demoting_bytes; };
-  if (pending() >= bytes) return Room::kPending;
+  const auto pending = [this] { return leaving_bytes - overdue_bytes + demoting_bytes; };
+  const uint64_t goal = room_goal(bytes);
+  if (pending() >= goal) return Room::kPending;
 
   // What waits for its path is of no use to anyone yet.
   for (const SentenceUid uid : waiting_sentences) {
@@ -56,10 +68,10 @@ Placement::State::Room Placement::State::make_room(uint64_t bytes, std::optional
                                                  : ChunkQueue::Verdict::kGo;
     }
     if (body.leases == 0 && can_write() && !write_refused(body)) request_write(sentence, true);
-    return pending() >= bytes ? ChunkQueue::Verdict::kStop : ChunkQueue::Verdict::kStay;
+    return pending() >= goal ? ChunkQueue::Verdict::kStop : ChunkQueue::Verdict::kStay;
   };
   ChunkQueue::Entry victim;
-  while (pending() < bytes && chunk_queue.next(lookup, judge, victim)) {
+  while (pending() < goal && chunk_queue.next(lookup, judge, victim)) {
     const uint64_t leaving_before = leaving_bytes;
     give_back(*find_body(victim.uid), victim.chunk);
     if (leaving_bytes == leaving_before) return Room::kFreed;

@@ -46,6 +46,7 @@ class Placement::State {
     ChunkState state = ChunkState::kAbsent;
     Origin origin = Origin::kHost;
     bool wanted_again = false;  // asked for while leaving: announce it again instead of freeing
+    bool overdue = false;       // leaving for longer than withdraw_patience_ns
     ChunkQueueNode queue;
   };
   // What host memory holds of one sentence. Exists while there is an extent, a transfer, or a feed
@@ -180,12 +181,16 @@ class Placement::State {
   void free_extent(Body& body, uint32_t chunk);
   void settle_removed(Body& body);
   void expire_wants(uint64_t now);
+  void expire_withdrawals(uint64_t now);
 
   // --- room (placement_room.cc)
   enum class Room : uint8_t { kFreed, kPending, kNone };
   std::optional<HostExtent> allocate(const Sentence& sentence, uint32_t chunk, bool may_evict);
   // `only`: from this space (its quota is what is full).
   Room make_room(uint64_t bytes, std::optional<SpaceId> only);
+  // What is waited for by now, so that room for it is made at one go: at least `bytes`, at most an
+  // eighth of the budget.
+  uint64_t room_goal(uint64_t bytes) const;
   bool may_come_free(SessionId asker) const;
   bool can_write() const { return parts.nvme != nullptr && !nvme_read_only; }
   bool write_refused(const Body& body) const {
@@ -243,7 +248,13 @@ class Placement::State {
   uint32_t reads_in_flight = 0;
   uint32_t background_in_flight = 0;
   uint64_t reads_failed_at_change = 0;
+  struct Withdrawal {
+    ChunkId id;
+    uint64_t since_ns = 0;
+  };
+  std::deque<Withdrawal> withdrawals;  // oldest first; entries that were answered are stale
   uint64_t leaving_bytes = 0;
+  uint64_t overdue_bytes = 0;  // of them: room that nobody should wait for alone
 
   std::deque<SentenceUid> write_queue;
   std::deque<SentenceUid> dirty_queue;  // stored, perhaps not on NVMe; oldest first

@@ -22,14 +22,14 @@ class PlacementSimulation : public ::testing::TestWithParam<int> {};
 // of sessions and restarts, every stored sentence is reachable from a root, every lease is
 // honoured, every byte that is read is the byte that was put, and all accounts end at zero.
 // Method: random steps from a seed that is printed (SKV_SIM_SEED and SKV_SIM_STEPS repeat one), on
-// budgets of some 10 sentences on the host and 40 on NVMe, with a naive model beside it.
+// budgets of some 10 sentences on the host and 30 on NVMe, with a naive model beside it.
 TEST_P(PlacementSimulation, KeepsItsPromises) {
   const int variant = GetParam();
   Simulation::Setup setup;
   setup.seed = from_environment("SKV_SIM_SEED", 20'240 + static_cast<uint64_t>(variant));
   setup.world.host_bytes = 2U << 20;
   setup.world.slab_bytes = 256U << 10;
-  setup.world.nvme_bytes = variant == 2 ? 0 : 40 * (180U << 10);
+  setup.world.nvme_bytes = variant == 2 ? 0 : 30 * (180U << 10);
   setup.world.vectors_bytes = 2048;
   setup.host_quota = variant == 3 ? 1U << 20 : 0;
   setup.faults = variant == 1 || variant >= 4;

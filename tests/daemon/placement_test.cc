@@ -243,6 +243,29 @@ TEST(Placement, WithdrawsWhatTheDataThreadKnowsBeforeItIsFreed) {
   EXPECT_EQ(outcomes(**answer), std::vector<PutOutcome>{PutOutcome::kReserved});
 }
 
+TEST(Placement, AWithdrawalThatIsNotAnsweredHoldsNobodyUp) {
+  World world({.host_bytes = 1U << 20});
+  const Context context = world.chain(kA, 100, 8);
+  const auto results = world.put(context, 0, 8);
+  world.placement->flush(World::kSpace, [](Result<uint64_t>) {});
+  world.settle();
+  for (uint32_t index = 0; index < 2; ++index) world.add_feed(results[index].uid);
+  const Context other = world.chain(kB, 9000, 1);
+  const auto answer = world.reserve(other, 0, 1, /*wait_ns=*/100'000'000);
+  EXPECT_EQ(world.data.withdrawals.size(), 2U);  // the oldest go first, and they are fed
+  world.nvme->drain();
+  world.placement->poll(world.now_ns += 10'000'000);
+  EXPECT_FALSE(answer->has_value());
+  for (int turn = 0; turn < 4; ++turn) {
+    world.nvme->drain();
+    world.placement->poll(world.now_ns += 20'000'000);
+  }
+  ASSERT_TRUE(answer->has_value());
+  EXPECT_EQ(outcomes(**answer), std::vector<PutOutcome>{PutOutcome::kReserved});
+  world.answer_withdrawals();
+  world.settle();
+}
+
 TEST(Placement, NeedChunksAreReadOnceUrgentFirstAndAlwaysAnswered) {
   World world({.host_bytes = 1U << 20});
   const Context context = world.chain(kA, 100, 16);
