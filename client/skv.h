@@ -325,8 +325,9 @@ SKV_API int skv_memory_register(skv_session session, int fd, uint64_t bytes, skv
  * belongs to one connection: SKV_E_STALE afterwards, so that bytes written before a restart of the
  * daemon are never taken for those it has now. Close it, ask again, write again. */
 SKV_API int skv_session_staging(skv_session session, skv_memory* memory);
-/* Waits for the daemon to let go, so that the bytes may be reused; unmaps (but see skv_hold).
- * SKV_E_BUSY while asynchronous operations use it. */
+/* Unregisters and unmaps it (but see skv_hold). SKV_E_BUSY while asynchronous operations use it. An
+ * operation that ended with SKV_E_TIMEOUT may still read or write the bytes until the session is
+ * closed: the daemon keeps a mapping of its own, so memory is never pulled from under it. */
 SKV_API int skv_memory_close(skv_memory memory);
 
 typedef struct skv_memory_info {
@@ -381,9 +382,9 @@ typedef struct skv_put_write_options {
   const skv_strided_kv* source;
 } skv_put_write_options;
 
-/* Blocks until the source may be reused; or, with ticket not NULL, returns when the request is sent
- * and skv_wait tells. At most 128 asynchronous operations are in flight per session; one more
- * waits. */
+/* Blocks until the source may be reused (after SKV_E_TIMEOUT it may not: cancel the put first); or,
+ * with ticket not NULL, returns when the request is sent and skv_wait tells. At most 128
+ * asynchronous operations are in flight per session; one more waits. */
 SKV_API int skv_put_write(skv_context context,
                           const skv_put_write_options* options,
                           skv_ticket* ticket);

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -119,6 +120,56 @@ TEST_F(ThreadTest, TheSixtyFifthThreadIsRefused) {
   EXPECT_EQ(prefetch(window), 0) << skv_last_error();
   EXPECT_EQ(server.count(Verb::kChannelClose), 64U);
   EXPECT_EQ(server.channels_open(), 1U);
+}
+
+// Whatever a restart cuts off ends as a miss, and every thread goes on afterwards.
+TEST_F(ThreadTest, ThreadsGoOnOverRestarts) {
+  ASSERT_EQ(append(64), 0);
+  std::atomic<bool> stop{false};
+  std::atomic<int> bad{0};
+  std::array<std::atomic<int>, 4> steps{};
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < steps.size(); ++t) {
+    threads.emplace_back([&, t] {
+      skv_window window = nullptr;
+      const std::vector<float> query(96, 1.0F);
+      while (!stop) {
+        int code = 0;
+        if (t == 0) {
+          code = skv_flush(session, SKV_FLUSH_HOST, 0, nullptr);
+        } else if (t == 1) {
+          code = append(1);
+        } else {
+          auto options = sized<skv_window_options>();
+          options.budget_blocks = 2;
+          if (window == nullptr) code = skv_window_open(context, &options, &window);
+          auto result = sized<skv_prefetch_result>();
+          if (code == 0) code = skv_prefetch(window, query.data(), 384, nullptr, &result);
+          if (code != 0 && window != nullptr) {
+            (void)skv_window_close(window);
+            window = nullptr;
+          }
+        }
+        if (code == 0) ++steps[t];
+        if (code != 0 && code != SKV_E_DISCONNECTED && code != SKV_E_STALE) ++bad;
+      }
+    });
+  }
+  for (int round = 0; round < 4; ++round) {
+    std::array<int, 4> before{};
+    for (size_t t = 0; t < steps.size(); ++t) before[t] = steps[t];
+    for (size_t t = 0; t < steps.size(); ++t) {
+      while (steps[t] < before[t] + 3 && bad == 0) std::this_thread::yield();
+    }
+    if (round < 3) {
+      server.stop();
+      server.start();
+    }
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(bad, 0) << skv_last_error();
+  EXPECT_EQ(context_info().changes, 0U);
 }
 
 TEST_F(ThreadTest, EachThreadHasItsOwnErrorText) {
