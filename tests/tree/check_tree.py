@@ -94,10 +94,18 @@ def check_tests_built(root, build):
     cuda = (build / "skvd.cuda.txt").is_file()
     if not cuda:  # without nvcc these have nothing to link against
         problems = [p for p in problems if "/cuda_" not in p]
-    lists = "\n".join(path.read_text() for path in sorted((root / "tests").rglob("CMakeLists.txt")))
     for path in sorted((root / "tests").rglob("*_test.py")):
-        if path.name not in lists and "GLOB" not in (path.parent / "CMakeLists.txt").read_text():
+        lists = path.parent / "CMakeLists.txt"
+        if not lists.is_file():
+            lists = path.parent.parent / "CMakeLists.txt"
+        # By its file name, or by its name without _test.py.
+        name = path.name.removesuffix("_test.py")
+        if not re.search(rf"\b{re.escape(name)}(_test(\.py)?)?\b", lists.read_text()):
             problems.append(f"{path.relative_to(root)}: is in no CMakeLists.txt")
+    listed = (root / "tests" / "CMakeLists.txt").read_text()
+    for path in sorted((root / "tests").glob("*/CMakeLists.txt")):
+        if not re.search(rf"\b{re.escape(path.parent.name)}\b", listed):
+            problems.append(f"{path.relative_to(root)}: tests/CMakeLists.txt does not add this folder")
     return problems
 
 

@@ -40,11 +40,23 @@ class CheckTree(unittest.TestCase):
 
     def test_a_test_file_in_no_program_is_found(self):
         self.write("tests/tiers/store_test.cc", "\n")
+        self.write("tests/CMakeLists.txt", "foreach(folder tiers)\n")
         self.write("build/compile_commands.json", json.dumps([]))
         self.assertEqual(len(check_tree.check_tests_built(self.root, self.root / "build")), 1)
         self.write("build/compile_commands.json",
                    json.dumps([{"file": str(self.root / "tests/tiers/store_test.cc")}]))
         self.assertEqual(check_tree.check_tests_built(self.root, self.root / "build"), [])
+
+    def test_a_python_test_or_a_folder_that_nothing_adds_is_found(self):
+        self.write("build/compile_commands.json", json.dumps([]))
+        self.write("tests/CMakeLists.txt", "foreach(folder hf)\n")
+        self.write("tests/hf/CMakeLists.txt", "skv_hf_test(engine TIMEOUT 1)\n")
+        self.write("tests/hf/engine_test.py", "\n")
+        self.assertEqual(check_tree.check_tests_built(self.root, self.root / "build"), [])
+        self.write("tests/hf/other_test.py", "\n")
+        self.assertEqual(len(check_tree.check_tests_built(self.root, self.root / "build")), 1)
+        self.write("tests/lost/CMakeLists.txt", "\n")
+        self.assertEqual(len(check_tree.check_tests_built(self.root, self.root / "build")), 2)
 
     def test_a_snippet_that_differs_is_found(self):
         self.write("docs/a.md", "\n")
