@@ -10,11 +10,19 @@ case " $* " in *" --help "* | *" -h "*) exec env PYTHONPATH=client/python python
 
 scripts/install-deps.sh
 scripts/venv.sh
+log=build/release.log
+mkdir -p build
+failed() { tail -n 40 "$log" >&2; echo "the build failed; all of it is in $log" >&2; exit 1; }
 if [ ! -f build/release/build.ninja ]; then
   echo "build: configuring"
-  cmake --preset release >/dev/null
+  cmake --preset release >"$log" 2>&1 || failed
 fi
-cmake --build --preset release --target skvd skv | tail -n 1
+if [ -t 1 ]; then
+  cmake --build --preset release --target skvd skv
+else
+  echo "build: skvd and libskv"
+  cmake --build --preset release --target skvd skv >"$log" 2>&1 || failed
+fi
 
 root=$PWD
 cd "$here"  # so that files are named from where the command was given

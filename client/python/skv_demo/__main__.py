@@ -126,7 +126,8 @@ class Demo:
                               f"({'0.3' if self.options.dtype == 'bfloat16' else '0.5'} GB, once)")
         # In a process of its own: the 1.2 GB of memory that it takes are gone afterwards.
         subprocess.run([sys.executable, "-m", "skv_demo.model", self.model_folder, self.options.dtype],
-                       check=True, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
+                       check=True, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent,
+                       env={**os.environ, **({} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"})})
         demo_model._quiet()
         from transformers import AutoConfig, AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(self.model_folder)
