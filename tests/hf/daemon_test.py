@@ -173,13 +173,14 @@ class RealModelTest(WithDaemon):
     device_bytes = 160 * MIB
 
     # Goal: exactness on the real model, fp32, full budget; sparse reading stays close on real text.
+    # SKV_HF_TOKENS=200 decodes as many as the promise names (a minute more).
     def test_exact_and_sparse(self):
         from skv_demo import model as demo_model
         folder = demo_model.prepare(BUILD / "hf-model-float32", "float32")
         model, tokenizer = demo_model.load(folder, "float32")
         text = (ROOT / "tests/data/galapagos.txt").read_text()
         ids = tokenizer(text[:4200], add_special_tokens=False)["input_ids"]
-        start = len(ids) - 48
+        start = len(ids) - int(os.environ.get("SKV_HF_TOKENS", "48"))
         engine = self.new_engine(model, tokenizer)
         want = dense_logits(model, ids, start - 1)
         with engine.open(max_tokens=1200) as conversation:
@@ -195,6 +196,9 @@ class RealModelTest(WithDaemon):
             return -logits[:-1].log_softmax(-1).gather(1, targets[:, None]).mean().item()
 
         self.assertLess(nll(sparse), nll(want) + 0.15)
+        if "SKV_HF_TOKENS" in os.environ:
+            print(f"{len(targets)} tokens: largest difference {(got - want).abs().max().item():.2g}, "
+                  f"nll {nll(want):.4f}, at 25 % {nll(sparse):.4f}")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,20 @@ class EngineTest(unittest.TestCase):
             again.feed(ids)
             self.assertEqual(again.report.matched_tokens, 448)
 
+    # Goal: tokens that were announced, so named as exact, are computed exactly also one by one.
+    def test_announced_tokens_are_dense(self):
+        ids = prompt(260)
+        cache = self.engine.new_cache(read=Read(blocks=1, sinks=0, recents=0))
+        cache.announce(ids)
+        with torch.no_grad():
+            self.model(torch.tensor([ids[:200]]), past_key_values=cache)
+            for token in ids[200:]:
+                got = self.model(torch.tensor([[token]]), past_key_values=cache).logits[0, 0]
+        self.assertTrue(cache.exact)
+        self.assertEqual(len(cache.steps.of("decode")), 0)
+        cache.close()
+        self.assertLess((got - dense_logits(self.model, ids, 259)[0]).abs().max().item(), 1e-4)
+
     # Goal: a block that does not come in time makes the step inexact, also at full budget.
     def test_miss_is_inexact(self):
         ids = prompt(300)
@@ -166,6 +180,12 @@ class EngineTest(unittest.TestCase):
             self.daemon.bodies.clear()
             got = torch.stack([conversation.step(token) for token in ids[401:]])
             self.assertEqual(conversation.recoveries, 1)
+            self.daemon.bodies.clear()
+            more = prompt(20, seed=9)
+            after = conversation.feed(more, all_logits=True)
+            self.assertEqual(conversation.recoveries, 2)
+        want = dense_logits(self.model, ids + more, 500)
+        self.assertLess((after - want).abs().max().item(), 1e-4)
         want = dense_logits(self.model, ids, 401)
         self.assertLess((got - want).abs().max().item(), 1e-4)
 

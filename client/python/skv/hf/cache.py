@@ -199,7 +199,8 @@ class SentenceCache(Cache):
             raise ValueError(f"skv: tokens at {start} differ from what was announced")
         if start + count > self.capacity:
             raise ValueError(f"skv: the conversation's {self.capacity} tokens are used up")
-        dense = count > 1 or self.dense_next
+        # What was announced has the identity of exact KV, so it is computed exactly.
+        dense = count > 1 or self.dense_next or bool(known)
         self.dense_next = False
         self._step = Step("dense" if dense else "decode", start, count)
         self._started = time.perf_counter()

@@ -216,7 +216,8 @@ class Conversation:
         self._ids += ids
         match = self.cache.adopt() if first and self._reuse else None
         computed_from = self.cache.length
-        logits = self._retrying(lambda: self._compute(progress, all_logits))
+        logits = self._retrying(lambda: self._compute(progress, all_logits),
+                                rows=len(ids) if all_logits else 0)
         matched = min(match.hit_tokens, computed_from) if match else 0
         self.report = FeedReport(len(ids), matched, min(match.host_tokens, matched) if match else 0,
                                  match.nvme_tokens if match else 0, time.perf_counter() - began)
@@ -260,18 +261,20 @@ class Conversation:
         self._last_logits = output.logits[0, -1].float()
         return output.logits[0].float() if all_logits else self._last_logits
 
-    def _retrying(self, compute: Any) -> torch.Tensor:
+    def _retrying(self, compute: Any, rows: int = 0) -> torch.Tensor:
+        """`rows`: logits of so many last tokens are wanted, 0: of the last alone."""
         for attempt in range(_RECOVERIES_MAX + 1):
             try:
                 return compute()
             except LostKv:
                 if attempt == _RECOVERIES_MAX:
                     raise
-                self._start_again()
-                compute = lambda: self._compute(None, False)  # noqa: E731
+                self._start_again(adopt=not rows)
+                compute = (lambda: self._compute(None, True)[-rows:]) if rows else (
+                    lambda: self._compute(None, False))
         raise AssertionError("unreachable")
 
-    def _start_again(self) -> None:
+    def _start_again(self, adopt: bool) -> None:
         """A new cache for the same tokens: takes what is still stored, computes the rest."""
         self.recoveries += 1
         steps = self.cache.steps
@@ -279,7 +282,8 @@ class Conversation:
         self.cache = self.engine.new_cache(**self._options)
         self.cache.steps = steps
         self.cache.announce(self._ids)
-        self.cache.adopt()
+        if adopt:
+            self.cache.adopt()
 
     def close(self) -> None:
         self.cache.close()
