@@ -226,6 +226,27 @@ TEST(PressureTest, BudgetsOfATenthReadTheSame) {
   EXPECT_THAT(daemon.log(), testing::Not(testing::HasSubstr("critical")));
 }
 
+// Goal: without a device tier blocks are read in place in host memory, half of the document's
+// size, and the read sets are the same.
+TEST(PressureTest, WithoutADeviceTheReadSetsAreTheSame) {
+  const Readings expected = reference();
+  ASSERT_EQ(expected.failed, "");
+  DaemonProcess daemon(
+      {.host_budget = "6MiB", .host_slab = "64KiB", .nvme_size = "32MiB", .device_kind = "none"});
+  ASSERT_TRUE(daemon.start()) << daemon.log();
+  TestEngine engine(kTokens, kSeed);
+  ASSERT_EQ(open_engine(engine, daemon, "none"), "") << daemon.log();
+  engine.compute();
+  ASSERT_EQ(put_pieces(engine, 0, kSentences), "") << daemon.log();
+  Result<WindowReader> reader = WindowReader::open(engine, three_percent_window(), /*lag=*/1);
+  ASSERT_TRUE(reader.ok()) << reader.error().message << daemon.log();
+  expect_same(read_steps(reader.value(), all_steps()), expected);
+  EXPECT_GT(reader.value().hits().nvme, 0U);
+  EXPECT_GT(reader.value().hits().host, 0U);
+  expect_no_errors(engine.client().stat());
+  EXPECT_EQ(daemon.stop(), 0) << daemon.log();
+}
+
 // Goal: what was flushed is there after a kill, comes back from NVMe, and reads the same.
 TEST(RestartTest, KilledAfterFlushReadsTheSame) {
   DaemonProcess daemon({.host_budget = "4MiB",
