@@ -115,9 +115,12 @@ class Runner:
         return conversation.feed(self.job.document.prefix + ids, progress=progress)
 
     def first_run(self) -> float:
-        """Prompt to first token, as this process finds the prefix: cold, shared or on NVMe."""
+        """Prompt to first token, as this process finds the prefix: cold, shared or on NVMe. Each
+        process begins with another question, so that the second finds the document but not the
+        question's own KV."""
         job = self.job
-        question = job.document.questions[0]
+        questions = job.document.questions
+        question = questions[("cold", "shared", "restarted").index(job.role) % len(questions)]
         began = time.perf_counter()
         with self.open(job.percents[0], reuse=job.role != "cold", trace=False) as conversation:
             logits = self.feed_prefix(conversation, question.ids, announce=True)
