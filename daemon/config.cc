@@ -64,6 +64,7 @@ const std::vector<Key>& keys() {
   static const std::vector<Key> kKeys = {
       {"socket.path", Path{&Config::socket_path, kSocketPathMax}},
       {"socket.mode", Mode{&Config::socket_mode}},
+      {"socket.group", Text{&Config::socket_group, 32}},
       {"log.level", Level{}},
       {"log.target", Target{}},
       {"tiers.host.budget", Size{&Config::host_budget_bytes, 1 * kMiB, 64 * kTiB}},

@@ -22,6 +22,7 @@ const char* name(DeviceKind kind);
 struct Config {
   std::string socket_path = "/run/skvd/skvd.sock";
   uint32_t socket_mode = 0660;
+  std::string socket_group;  // empty: the process's own
 
   std::string log_level = "info";
   LogTarget log_target = LogTarget::kAuto;

@@ -59,7 +59,8 @@ struct Core {
   std::array<uint8_t, 16> device_uuid{};
 
   uint64_t started_ns = 0;
-  bool draining = false;  // only what ends things is served
+  bool data_answered = true;  // the last Ping was
+  bool draining = false;      // only what ends things is served
   std::string health = "starting";
 
   struct Counters {

@@ -13,6 +13,8 @@ namespace {
 struct Handler {
   Core& core;
 
+  void operator()(Pong&) const { core.data_answered = true; }
+
   void operator()(ArenaUnmapped&) const {}
 
   void operator()(ChannelOpened& event) const {
@@ -113,7 +115,11 @@ struct Handler {
 
   void operator()(Touched& event) const { core.placement.touch(event.sentences); }
 
-  void operator()(TaskDone& event) const { core.tasks.finish(std::move(event)); }
+  void operator()(TaskDone& event) const {
+    const Session* const session = core.find_session(event.session);
+    const bool lives = session != nullptr && session->state != SessionState::kEnding;
+    core.tasks.finish(std::move(event), lives ? Tasks::Session::kLives : Tasks::Session::kEnds);
+  }
 
   void operator()(DeviceLost& event) const {
     spdlog::error("the device is lost, {} windows with it: {}", event.windows.size(), event.reason);

@@ -78,7 +78,12 @@ Result<void> Daemon::open_tiers() {
     NvmeStore::Options options;
     options.file_bytes = config_.nvme_bytes;
     options.segment_bytes = config_.nvme_segment_bytes;
-    options.progress = [this](uint32_t percent) {
+    options.progress = [this, told_ns = uint64_t{0}](uint32_t percent) mutable {
+      // A manager reads slowly, and sd_notify waits for it.
+      if (loop_.now_ns() - told_ns < 250 * kMs) {
+        return;
+      }
+      told_ns = loop_.now_ns();
       manager_.status("recovering the NVMe tier: " + std::to_string(percent) + " %");
       manager_.extend_timeout(60'000 * kMs);
     };
@@ -175,9 +180,9 @@ Result<void> Daemon::listen(UniqueFd lock) {
     watchdog_timer_ = std::make_unique<TimerWatch>(loop_, [this] { watchdog(); });
     watchdog_timer_->start(watchdog_ns / 2, watchdog_ns / 2);
   }
-  Result<std::unique_ptr<Server>> server =
-      Server::open(loop_, {config_.socket_path, config_.socket_mode, std::move(lock)},
-                   [this](UniqueFd socket) { accepted(std::move(socket)); });
+  Result<std::unique_ptr<Server>> server = Server::open(
+      loop_, {config_.socket_path, config_.socket_mode, config_.socket_group, std::move(lock)},
+      [this](UniqueFd socket) { accepted(std::move(socket)); });
   if (!server.ok()) {
     return server.error();
   }
@@ -382,9 +387,17 @@ void Daemon::housekeeping() {
   }
 }
 
-// Nothing but a loop that turns: a data thread that hangs must show, so its progress is asked for
-// with each ping and the next one waits for the answer.
-void Daemon::watchdog() { manager_.watchdog(); }
+// This runs, so the loop turns; a data thread that hangs must show too. It is asked at each ping,
+// and the manager hears of us again only once it has answered.
+void Daemon::watchdog() {
+  if (!core_->data_answered) {
+    spdlog::error("the data thread has not answered since the last watchdog ping");
+    return;
+  }
+  core_->data_answered = false;
+  data_->post(Ping{});
+  manager_.watchdog();
+}
 
 // ---- drain --------------------------------------------------------------------------------------
 

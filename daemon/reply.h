@@ -31,8 +31,7 @@ class Reply {
 
   template <typename Message>
   void ok(const Message& message, std::vector<UniqueFd> fds = {}) {
-    std::vector<uint8_t> frame =
-        encode_reply(request_, message, static_cast<uint16_t>(fds.size()));
+    std::vector<uint8_t> frame = encode_reply(request_, message, static_cast<uint16_t>(fds.size()));
     finish(std::move(frame), std::move(fds));
   }
   void ok() { ok(Empty{}); }

@@ -1,13 +1,16 @@
 #include "daemon/server.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "daemon/limits.h"
 #include "ipc/os_error.h"
@@ -17,6 +20,22 @@ namespace skv {
 namespace {
 
 UniqueFd spare_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+// nullopt: no group was asked for.
+Result<std::optional<gid_t>> find_group(const std::string& name) {
+  if (name.empty()) {
+    return std::optional<gid_t>();
+  }
+  group entry{};
+  group* found = nullptr;
+  std::vector<char> buffer(16 * 1024);
+  if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 ||
+      found == nullptr) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "socket.group \"" + name + "\" is not a group of this machine"};
+  }
+  return std::optional<gid_t>(found->gr_gid);
+}
 
 }  // namespace
 
@@ -48,12 +67,21 @@ Result<std::unique_ptr<Server>> Server::open(Loop& loop,
                                              Options options,
                                              std::function<void(UniqueFd)> accepted) {
   std::unique_ptr<Server> server(new Server(std::move(options), std::move(accepted)));
+  const Result<std::optional<gid_t>> group = find_group(server->options_.group);
+  if (!group.ok()) {
+    return group.error();
+  }
   Result<UniqueFd> socket =
       listen_on({server->options_.path, server->options_.mode, kListenBacklog});
   if (!socket.ok()) {
     return socket.error();
   }
   server->socket_ = std::move(socket).value();
+  // A process may give its file to a group that it is in; whoever is in it may connect then.
+  if (group.value().has_value() &&
+      ::chown(server->options_.path.c_str(), static_cast<uid_t>(-1), *group.value()) != 0) {
+    return os_error("give " + server->options_.path + " to group " + server->options_.group);
+  }
   server->reserve_ = spare_descriptor();
   Server* const self = server.get();
   Result<std::unique_ptr<PollWatch>> watch =

@@ -22,7 +22,8 @@ class Server {
   struct Options {
     std::string path;
     uint32_t mode = 0660;
-    UniqueFd lock;  // of lock()
+    std::string group;  // of the socket; empty: the process's own
+    UniqueFd lock;      // of lock()
   };
   // Makes the path this process's. Before anything that two daemons must not both do. Errors:
   // kBusy: another daemon holds it (with its pid). kIo: with the call.

@@ -16,7 +16,7 @@ class ServiceManager {
   virtual void ready(const std::string& status) = 0;
   virtual void status(const std::string& status) = 0;
   virtual void stopping(const std::string& status) = 0;
-  // Start or stop goes on, `more_ns` longer than the manager would wait.
+  // Start or stop goes on: the manager waits `more_ns` from now.
   virtual void extend_timeout(uint64_t more_ns) = 0;
   virtual void watchdog() = 0;
   // 0: the manager does not watch. Ping at half of it.

@@ -11,7 +11,7 @@ TaskId Tasks::begin(SessionId session, std::vector<ChunkLease> leases, Done done
   return id;
 }
 
-void Tasks::finish(TaskDone event) {
+void Tasks::finish(TaskDone event, Session session) {
   const auto found = tasks_.find(event.task);
   if (found == tasks_.end()) {
     return;  // of a session that ended: SessionClosed stood for it
@@ -19,7 +19,9 @@ void Tasks::finish(TaskDone event) {
   const Task task = std::move(found->second);
   tasks_.erase(found);
   release(task);
-  task.done(event);
+  if (session == Session::kLives) {
+    task.done(event);
+  }
 }
 
 void Tasks::drop(SessionId session) {

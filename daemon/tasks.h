@@ -22,8 +22,9 @@ class Tasks {
 
   // The id for the command that the caller posts next.
   TaskId begin(SessionId session, std::vector<ChunkLease> leases, Done done);
-  // TaskDone of the data thread: releases, then calls `done`.
-  void finish(TaskDone event);
+  // TaskDone of the data thread: releases, then calls `done` unless its session ends.
+  enum class Session : uint8_t { kLives, kEnds };
+  void finish(TaskDone event, Session session);
   // SessionClosed: the data thread runs none of them any more. Releases, calls nothing.
   void drop(SessionId session);
 

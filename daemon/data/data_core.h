@@ -64,6 +64,7 @@ class DataCore {
     bool stopped = false;  // the client broke a rule
   };
 
+  void on(Ping&) { emit(Pong{}); }
   void on(MapArena& command);
   void on(UnmapArena& command);
   void on(OpenChannel& command);

@@ -193,7 +193,11 @@ struct CopyVectorsTask {
   std::vector<SentenceSpan> spans;
 };
 
-using DataCommand = std::variant<MapArena,
+// Answer: Pong. What the watchdog asks: an answer is a turn of the thread since.
+struct Ping {};
+
+using DataCommand = std::variant<Ping,
+                                 MapArena,
                                  UnmapArena,
                                  OpenChannel,
                                  CloseChannel,
@@ -211,6 +215,8 @@ using DataCommand = std::variant<MapArena,
                                  CopyVectorsTask>;
 
 // ---- events -------------------------------------------------------------------------------------
+
+struct Pong {};
 
 struct ArenaUnmapped {
   SpaceId space{};
@@ -290,7 +296,8 @@ struct DeviceLost {
   std::vector<Window> windows;
 };
 
-using DataEvent = std::variant<ArenaUnmapped,
+using DataEvent = std::variant<Pong,
+                               ArenaUnmapped,
                                ChannelOpened,
                                WindowOpened,
                                WindowClosed,

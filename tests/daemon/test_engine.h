@@ -130,6 +130,7 @@ class TestEngine {
       }
     }
   }
+  void reseed(uint32_t seed) { seed_ = seed; }  // another document from now on
   void clear() { std::memset(memory_.data(), 0, memory_.bytes()); }
   // Elements of [first_token, end) that differ from the rule.
   uint64_t wrong_values(uint32_t first_token, uint32_t end) const {
