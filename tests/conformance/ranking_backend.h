@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <span>
 #include <string>
 
@@ -28,5 +29,8 @@ struct RankBackend {
                            uint64_t version,
                            uint64_t readers_done);
 };
+
+// The name that ctest shows.
+inline void PrintTo(const RankBackend& backend, std::ostream* to) { *to << backend.name; }
 
 }  // namespace skv
