@@ -259,8 +259,7 @@ TEST(KillTest, ForkedChildDoesNotKeepTheSession) {
     if (::fork() == 0) {  // holds the socket until the test ends
       ::close(hold[1]);
       char byte = 0;
-      static_cast<void>(::read(hold[0], &byte, 1));
-      ::_exit(0);
+      _exit(::read(hold[0], &byte, 1) < 0 ? 1 : 0);
     }
     ::_exit(opened ? 0 : 1);
   }
