@@ -1,5 +1,3 @@
-#include "daemon/config.h"
-
 #include <algorithm>
 #include <bit>
 #include <fstream>
@@ -8,93 +6,18 @@
 #include <sstream>
 #include <variant>
 
+#include "daemon/config_keys.h"
+
 // Parse errors come back as values: nothing here throws.
 #define TOML_EXCEPTIONS 0
 #define TOML_HEADER_ONLY 1
 #include <toml++/toml.h>
 
 namespace skv {
+
+using namespace config;  // the kinds of values
+
 namespace {
-
-struct Size {
-  uint64_t Config::*field;
-  uint64_t min, max;
-};
-struct Duration {
-  uint64_t Config::*field;
-  uint64_t min_ns, max_ns;
-};
-struct Count {
-  uint32_t Config::*field;
-  uint32_t min, max;
-};
-struct Text {
-  std::string Config::*field;
-  size_t max;
-};
-struct Path {
-  std::string Config::*field;
-  size_t max;
-};
-struct Mode {
-  uint32_t Config::*field;
-};
-struct Level {};
-struct Target {};
-struct Kind {};
-
-struct Key {
-  std::string_view path;
-  std::variant<Size, Duration, Count, Text, Path, Mode, Level, Target, Kind> value;
-};
-
-constexpr uint64_t kKiB = 1ULL << 10;
-constexpr uint64_t kMiB = 1ULL << 20;
-constexpr uint64_t kGiB = 1ULL << 30;
-constexpr uint64_t kTiB = 1ULL << 40;
-constexpr uint64_t kMs = 1'000'000ULL;
-constexpr uint64_t kS = 1'000 * kMs;
-constexpr std::string_view kLevels[] = {"trace", "debug", "info", "warning", "error"};
-constexpr std::string_view kTargets[] = {"auto", "stderr", "journal"};
-constexpr std::string_view kKinds[] = {"none", "emulated", "cuda"};
-constexpr size_t kSocketPathMax = 107;  // sockaddr_un
-constexpr size_t kPathMax = 4095;
-
-const std::vector<Key>& keys() {
-  static const std::vector<Key> kKeys = {
-      {"socket.path", Path{&Config::socket_path, kSocketPathMax}},
-      {"socket.mode", Mode{&Config::socket_mode}},
-      {"socket.group", Text{&Config::socket_group, 32}},
-      {"log.level", Level{}},
-      {"log.target", Target{}},
-      {"tiers.host.budget", Size{&Config::host_budget_bytes, 1 * kMiB, 64 * kTiB}},
-      {"tiers.host.slab", Size{&Config::host_slab_bytes, 64 * kKiB, 256 * kMiB}},
-      {"tiers.nvme.path", Path{&Config::nvme_path, kPathMax}},
-      {"tiers.nvme.size", Size{&Config::nvme_bytes, 4 * kMiB, 1024 * kTiB}},
-      {"tiers.nvme.segment", Size{&Config::nvme_segment_bytes, 1 * kMiB, 256 * kMiB}},
-      {"tiers.device.kind", Kind{}},
-      {"tiers.device.budget", Size{&Config::device_budget_bytes, 64 * kKiB, 64 * kTiB}},
-      {"tiers.device.uuid", Text{&Config::device_uuid, 64}},
-      {"data.spin", Duration{&Config::data_spin_ns, 0, 10 * kMs}},
-      {"sessions.max", Count{&Config::sessions_max, 1, 65536}},
-      {"sessions.contexts", Count{&Config::session_contexts_max, 1, 65536}},
-      {"sessions.windows", Count{&Config::session_windows_max, 1, 4096}},
-      {"sessions.memories", Count{&Config::session_memories_max, 1, 4096}},
-      {"sessions.channels", Count{&Config::session_channels_max, 1, 64}},
-      {"sessions.requests", Count{&Config::session_requests_max, 1, 65536}},
-      {"sessions.leases", Count{&Config::session_leases_max, 1, 1U << 20}},
-      {"sessions.send_queue", Count{&Config::session_send_queue, 8, 65536}},
-      {"sessions.memory", Size{&Config::session_memory_bytes, 64 * kKiB, 64 * kTiB}},
-      {"sessions.staging", Size{&Config::session_staging_bytes, 64 * kKiB, 1 * kGiB}},
-      {"sessions.context_tokens", Count{&Config::session_context_tokens_max, 64, 1U << 30}},
-      {"deadlines.reply", Duration{&Config::reply_deadline_ns, 100 * kMs, 3600 * kS}},
-      {"deadlines.load", Duration{&Config::load_deadline_ns, 10 * kMs, 3600 * kS}},
-      {"deadlines.reserve", Duration{&Config::reserve_deadline_ns, 10 * kMs, 3600 * kS}},
-      {"deadlines.wait", Duration{&Config::wait_deadline_ns, 1 * kMs, 3600 * kS}},
-      {"deadlines.drain", Duration{&Config::drain_deadline_ns, 100 * kMs, 3600 * kS}},
-  };
-  return kKeys;
-}
 
 template <size_t N>
 std::string choices_text(const std::string_view (&choices)[N]) {
@@ -444,64 +367,6 @@ LoadedConfig load_config(const std::string& path) {
     return out;
   }
   return parse_config(text, path);
-}
-
-std::vector<std::string> config_keys() {
-  std::vector<std::string> names;
-  for (const Key& key : keys()) {
-    names.emplace_back(key.path);
-  }
-  return names;
-}
-
-namespace {
-
-// One value as the file would say it.
-struct Print {
-  const Config& config;
-
-  static std::string quoted(std::string_view text) { return "\"" + std::string(text) + "\""; }
-  std::string operator()(const Size& size) const { return quoted(size_text(config.*size.field)); }
-  std::string operator()(const Duration& duration) const {
-    return quoted(duration_text(config.*duration.field));
-  }
-  std::string operator()(const Count& count) const { return std::to_string(config.*count.field); }
-  std::string operator()(const Text& text) const { return quoted(config.*text.field); }
-  std::string operator()(const Path& path) const { return quoted(config.*path.field); }
-  std::string operator()(const Mode& mode) const {
-    std::string digits(4, '0');
-    uint32_t bits = config.*mode.field;
-    for (size_t i = 4; i-- > 1; bits /= 8) {
-      digits[i] = static_cast<char>('0' + bits % 8);
-    }
-    return quoted(digits);
-  }
-  std::string operator()(const Level&) const { return quoted(config.log_level); }
-  std::string operator()(const Target&) const {
-    return quoted(kTargets[static_cast<size_t>(config.log_target)]);
-  }
-  std::string operator()(const Kind&) const { return quoted(name(config.device_kind)); }
-};
-
-}  // namespace
-
-std::string print_config(const Config& config) {
-  std::string text;
-  std::string section;
-  for (const Key& key : keys()) {
-    const size_t dot = key.path.rfind('.');
-    const std::string in(key.path.substr(0, dot));
-    if (in == "tiers.nvme" && !config.has_nvme()) {
-      continue;  // no NVMe tier is said by leaving the section out
-    }
-    if (in != section) {
-      text += (section.empty() ? "[" : "\n[") + in + "]\n";
-      section = in;
-    }
-    text +=
-        std::string(key.path.substr(dot + 1)) + " = " + std::visit(Print{config}, key.value) + "\n";
-  }
-  return text;
 }
 
 }  // namespace skv
