@@ -380,10 +380,14 @@ void Daemon::housekeeping() {
   }
   if (drain_step_ == DrainStep::kNone) {
     const HostStore::Stats host = host_->stats();
-    manager_.status(std::to_string(core_->sessions.size()) + " sessions, " +
-                    std::to_string(directory_->sentence_count()) + " sentences, host " +
-                    std::to_string(host.charged_bytes >> 20) + " of " +
-                    std::to_string(host.budget_bytes >> 20) + " MiB");
+    std::string status = std::to_string(core_->sessions.size()) + " sessions, " +
+                         std::to_string(directory_->sentence_count()) + " sentences, host " +
+                         std::to_string(host.charged_bytes >> 20) + " of " +
+                         std::to_string(host.budget_bytes >> 20) + " MiB";
+    if (status != status_told_) {
+      status_told_ = std::move(status);
+      manager_.status(status_told_);
+    }
   }
 }
 

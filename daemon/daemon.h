@@ -86,6 +86,7 @@ class Daemon {
   std::unique_ptr<TimerWatch> watchdog_timer_;
   std::unique_ptr<TimerWatch> drain_timer_;
   std::vector<std::unique_ptr<SignalWatch>> signals_;
+  std::string status_told_;
   bool placement_timed_ = false;
   bool frames_queued_ = false;
   DrainStep drain_step_ = DrainStep::kNone;

@@ -94,16 +94,6 @@ struct SentenceRange {
 };
 bool check_sentences(const Context& context, const SentenceRange& range, const ReplyPtr& reply);
 bool check_layers(const Context& context, const LayerRange& layers, const ReplyPtr& reply);
-// What a copy of these tokens and layers reads or writes lies within the memory.
-struct ViewRange {
-  LayerRange layers;
-  uint32_t first_token = 0;  // absolute
-  uint32_t token_count = 0;
-};
-Result<void> check_view(const StridedKv& view,
-                        const ViewRange& range,
-                        const BodyLayout& layout,
-                        uint64_t memory_bytes);
 // kTooLarge: "sessions.windows: 16 of 16 in use".
 Error limit_error(const char* what, uint64_t used, uint64_t limit);
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/data/copy_runner.h"
 #include "daemon/gather.h"
 #include "daemon/limits.h"
 #include "daemon/verbs.h"
@@ -222,10 +223,8 @@ void load(Core& core, Session& session, const Load& message, const ReplyPtr& rep
     const SentenceSpan& last =
         context->sentence(message.first_sentence + message.sentence_count - 1).span;
     const Result<void> inside =
-        check_view(message.destination,
-                   {layers, first.first_block * layout.block_tokens(),
-                    (last.end_block() - first.first_block) * layout.block_tokens()},
-                   layout, memory->bytes);
+        check_view(message.destination, memory->bytes, layout, layers,
+                   {first.first_block, last.end_block() - first.first_block});
     if (!inside.ok()) {
       reply->error(inside.error());
       return;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/data/copy_runner.h"
 #include "daemon/verbs.h"
 
 namespace skv {
@@ -131,9 +132,7 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
       continue;
     }
     const SentenceSpan& span = context->sentence(index).span;
-    const Result<void> inside = check_view(
-        message.source, {layers, span.first_block * layout.block_tokens(), sentence->token_count()},
-        layout, memory->bytes);
+    const Result<void> inside = check_view(message.source, memory->bytes, layout, layers, span);
     const size_t first_lease = leases.size();
     if (!inside.ok() || !lease_chunks(core, session, sentence->uid, chunks, leases)) {
       for (const ChunkLease& lease : leases) {

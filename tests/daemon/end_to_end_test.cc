@@ -302,5 +302,80 @@ TEST(SharedTest, DropKeepsWhatIsLeased) {
   EXPECT_EQ(daemon.stop(), 0) << daemon.log();
 }
 
+// The device worker of a daemon, its only child; -1 while there is none.
+pid_t worker_of(pid_t daemon) {
+  pid_t child = -1;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(daemon) + "/task")) {
+    std::ifstream children(task.path() / "children");
+    pid_t found = -1;
+    if (children >> found) {
+      child = found;
+    }
+  }
+  return child;
+}
+
+// Goal: the death of the device costs its windows, named in an event, and nothing else: bodies
+// stay, and the next window starts the device again.
+TEST(SharedTest, DeviceDeathCostsWindowsOnly) {
+  DaemonProcess daemon({.device_kind = "emulated"});
+  ASSERT_TRUE(daemon.start()) << daemon.log();
+  TestEngine engine(420);
+  ASSERT_TRUE(engine.open(daemon.socket()));
+  ASSERT_TRUE(engine.append_all());
+  engine.compute();
+  ASSERT_TRUE(engine.put(0, engine.sentence_count()).ok());
+  Result<ClientChannel> channel = engine.open_channel();
+  ASSERT_TRUE(channel.ok());
+  const Result<TestEngine::Window> lost = engine.open_window(quarter_window());
+  ASSERT_TRUE(lost.ok()) << lost.error().message;
+  ASSERT_TRUE(engine.prefetch(channel.value(), lost.value(), 100).ok());
+
+  const pid_t worker = worker_of(daemon.pid());
+  ASSERT_GT(worker, 0);
+  ASSERT_EQ(::kill(worker, SIGKILL), 0);
+  const Result<Frame> event = engine.client().receive();
+  ASSERT_TRUE(event.ok()) << event.error().message << daemon.log();
+  ASSERT_EQ(event.value().header.verb, static_cast<uint16_t>(Verb::kWindowLost));
+  const Result<WindowLost> which = decode_body<WindowLost>(event.value().body);
+  ASSERT_TRUE(which.ok());
+  EXPECT_EQ(which.value().window, lost.value().reply.window);
+  const Result<CompletionEntry> stale = engine.prefetch(channel.value(), lost.value(), 100);
+  ASSERT_TRUE(stale.ok()) << stale.error().message;
+  EXPECT_EQ(stale.value().status, static_cast<int32_t>(ErrorCode::kStale));
+  EXPECT_TRUE(
+      engine.client().call<Empty>(Verb::kWindowClose, WindowClose{lost.value().reply.window}).ok());
+
+  const Result<TestEngine::Window> window = engine.open_window(quarter_window());
+  ASSERT_TRUE(window.ok()) << window.error().message << daemon.log();
+  const Result<CompletionEntry> done = engine.prefetch(channel.value(), window.value(), 100);
+  ASSERT_TRUE(done.ok()) << done.error().message;
+  EXPECT_EQ(done.value().status, 0);
+  const Result<uint32_t> checked = engine.check_tables(window.value());
+  EXPECT_TRUE(checked.ok()) << checked.error().message;
+  EXPECT_EQ(engine.client().stat()["tiers"]["device"]["lost"], 1);
+  EXPECT_EQ(daemon.stop(), 0) << daemon.log();
+}
+
+// Goal: a window that the tier cannot hold is refused with both numbers, and costs nothing.
+TEST(SharedTest, WindowBeyondTheDeviceBudgetIsRefused) {
+  DaemonProcess daemon({.device_kind = "emulated", .device_budget = "1MiB"});
+  ASSERT_TRUE(daemon.start()) << daemon.log();
+  TestEngine engine(420);
+  ASSERT_TRUE(engine.open(daemon.socket()));
+  ASSERT_TRUE(engine.append_all());
+  WindowOpen counts = quarter_window();
+  counts.resident_blocks = 4000;  // x 12 x 4 KiB
+  const Result<TestEngine::Window> refused = engine.open_window(counts);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kNoSpace);
+  EXPECT_THAT(refused.error().message, testing::HasSubstr("1048576"));
+  const nlohmann::json session = engine.client().stat(StatKind::kSession);
+  EXPECT_EQ(session["windows"], 0);
+  EXPECT_EQ(session["feeds"], 0);
+  EXPECT_EQ(daemon.stop(), 0) << daemon.log();
+}
+
 }  // namespace
 }  // namespace skv::test

@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "tests/daemon/daemon_fixture.h"
-#include "tests/daemon/raw_client.h"
+#include "tests/daemon/test_engine.h"
 
 namespace skv::test {
 namespace {
@@ -231,6 +231,22 @@ TEST(SkvctlTest, ShowsStatusAndContexts) {
 
   EXPECT_EQ(run(program("skvctl") + " contexts" + at).output, "no contexts\n");
   EXPECT_EQ(run(program("skvctl") + " contexts --json" + at).output, "[]\n");
+
+  TestEngine engine(420);
+  ASSERT_TRUE(engine.open(daemon.socket(), "some-engine"));
+  ASSERT_TRUE(engine.append_all());
+  engine.compute();
+  ASSERT_TRUE(engine.put(0, 3).ok());
+  const Ran contexts = run(program("skvctl") + " contexts" + at);
+  EXPECT_THAT(contexts.output, HasSubstr("context  session"));
+  EXPECT_THAT(contexts.output, HasSubstr("some-engine\n"));
+  const nlohmann::json listed =
+      nlohmann::json::parse(run(program("skvctl") + " contexts --json" + at).output);
+  ASSERT_EQ(listed.size(), 1U);
+  EXPECT_EQ(listed[0]["tokens"], 420);
+  EXPECT_EQ(listed[0]["sentences"], engine.sentence_count());
+  EXPECT_EQ(listed[0]["stored"], 3);
+  EXPECT_EQ(listed[0]["covered"], 0);
   EXPECT_EQ(daemon.stop(), 0);
 }
 
