@@ -204,7 +204,9 @@ void Placement::State::finish_flushes() {
       later([done = std::move(ready.done), error = ready.outcome.error()] { done(error); });
       continue;
     }
-    parts.nvme->flush([token = std::weak_ptr<State*>(alive), space = ready.space,
+    // What is on NVMe now is durable when the store says so; what comes after may not be.
+    const uint64_t on_nvme = count_on_nvme(ready.space);
+    parts.nvme->flush([token = std::weak_ptr<State*>(alive), space = ready.space, on_nvme,
                        done = std::move(ready.done)](Result<void> result) {
       const auto state = token.lock();
       if (state == nullptr) return;
@@ -213,14 +215,21 @@ void Placement::State::finish_flushes() {
         (*state)->later([done, error = result.error()] { done(error); });
         return;
       }
-      uint64_t count = 0;
-      (*state)->parts.directory->for_each([&](const Sentence& sentence) {
-        const bool counts = !space || sentence.space == *space;
-        if (counts && sentence.state == SentenceState::kStored && sentence.on_nvme) ++count;
+      // Counted when it is answered: what this turn still evicts is not promised.
+      (*state)->later([state = *state, space, on_nvme, done] {
+        done(std::min(on_nvme, state->count_on_nvme(space)));
       });
-      (*state)->later([done, count] { done(count); });
     });
   }
+}
+
+uint64_t Placement::State::count_on_nvme(std::optional<SpaceId> space) const {
+  uint64_t count = 0;
+  parts.directory->for_each([&](const Sentence& sentence) {
+    const bool counts = !space || sentence.space == *space;
+    if (counts && sentence.state == SentenceState::kStored && sentence.on_nvme) ++count;
+  });
+  return count;
 }
 
 }  // namespace skv

@@ -165,6 +165,7 @@ class Placement::State {
   void flush_progress(SentenceUid uid, const Result<void>& outcome);
   void start_flush(std::optional<SpaceId> space, std::function<void(Result<uint64_t>)> done);
   void finish_flushes();
+  uint64_t count_on_nvme(std::optional<SpaceId> space) const;
 
   // --- chunks (placement_chunks.cc)
   ChunkLease take_lease(Body& body, uint32_t chunk, SessionId session);

@@ -166,8 +166,8 @@ class Simulation {
     if (dice < 885) return world_.answer_withdrawals(1 + pick(4));
     if (dice < 960) return work_disk();
     if (dice < 975) return pass_time();
-    if (dice < 981) return drop(session);
-    if (dice < 987) return flush();
+    if (dice < 979) return drop(session);
+    if (dice < 983) return flush();
     if (dice < 991) return fault();
     if (dice < 998) return end_session(session);
     return restart();
@@ -452,8 +452,11 @@ class Simulation {
         world_.fake->failing_reads += 1 + pick(3);
         break;
       default:
-        if (const SentenceUid uid = some_stored(); uid != SentenceUid{}) {
-          world_.fake->corrupt.insert(world_.directory->find(uid)->key);
+        for (int records = 0; records < 4; ++records) {
+          const SentenceUid uid = some_stored();
+          if (uid != SentenceUid{}) {
+            world_.fake->corrupt.insert(world_.directory->find(uid)->key);
+          }
         }
     }
   }
