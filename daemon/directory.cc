@@ -8,23 +8,26 @@
 namespace skv {
 
 Directory::Directory(uint64_t hash_seed)
-    : hash_{hash_seed}, by_key_(0, hash_), boundaries_(0, hash_), shapes_(0, hash_) {}
+    : hash_{hash_seed},
+      by_key_({&sentences_, hash_}),
+      by_boundary_key_({&boundaries_, hash_}),
+      shapes_(0, hash_) {}
 
 Directory::~Directory() = default;
 
-std::shared_ptr<const BodyShape> Directory::shape(const BodyShape& shape) {
+const BodyShape* Directory::shape(const BodyShape& shape) {
   auto& known = shapes_[shape.fingerprint];
   for (const auto& candidate : known) {
     if (candidate->block_tokens == shape.block_tokens &&
         candidate->token_count == shape.token_count &&
         candidate->chunk_bytes == shape.chunk_bytes) {
-      return candidate;
+      return candidate.get();
     }
   }
-  return known.emplace_back(std::make_shared<const BodyShape>(shape));
+  return known.emplace_back(std::make_unique<const BodyShape>(shape)).get();
 }
 
-std::shared_ptr<const BodyShape> Directory::shape(const Model& model, uint32_t block_count) {
+const BodyShape* Directory::shape(const Model& model, uint32_t block_count) {
   const BodyLayout& layout = model.layout();
   BodyShape shape;
   shape.fingerprint = model.fingerprint;
@@ -37,38 +40,41 @@ std::shared_ptr<const BodyShape> Directory::shape(const Model& model, uint32_t b
   return this->shape(shape);
 }
 
-Sentence* Directory::find(const Digest& key) const {
-  const auto found = by_key_.find(key);
-  return found == by_key_.end() ? nullptr : found->second;
-}
+Sentence* Directory::find(const Digest& key) const { return at(by_key_.find(hash_(key), key)); }
 
 Sentence* Directory::find(SentenceUid uid) const {
-  const auto found = by_uid_.find(uid);
-  return found == by_uid_.end() ? nullptr : found->second.get();
+  const auto index = static_cast<uint32_t>(raw(uid));
+  if (index == 0 || index >= sentences_.end()) return nullptr;
+  Sentence& sentence = sentences_[index];
+  return sentence.uid == uid && is_in(sentence) ? &sentence : nullptr;
 }
 
 Boundary* Directory::find_boundary(const Digest& key) const {
-  const auto found = boundaries_.find(key);
-  return found == boundaries_.end() ? nullptr : found->second.get();
+  const uint32_t index = by_boundary_key_.find(hash_(key), key);
+  return index == 0 ? nullptr : &boundaries_[index];
 }
 
 Boundary& Directory::boundary(const Digest& key, uint32_t position) {
-  auto& slot = boundaries_[key];
-  if (slot == nullptr) {
-    slot = std::make_unique<Boundary>();
-    slot->key = key;
-    slot->position = position;
+  const size_t hash = hash_(key);
+  if (const uint32_t known = by_boundary_key_.find(hash, key); known != 0) {
+    return boundaries_[known];
   }
-  return *slot;
+  const uint32_t index = boundaries_.take();
+  Boundary& fresh = boundaries_[index];
+  fresh = {.key = key, .position = position, .self = index};
+  by_boundary_key_.insert(hash, index);
+  return fresh;
 }
 
 Sentence* Directory::reserve(const NewSentence& wanted) {
-  const auto [place, fresh] = by_key_.try_emplace(wanted.key, nullptr);
-  if (!fresh) return nullptr;
+  const size_t hash = hash_(wanted.key);
+  if (by_key_.find(hash, wanted.key) != 0) return nullptr;
 
-  auto owned = std::make_unique<Sentence>();
-  Sentence& sentence = *owned;
-  sentence.uid = SentenceUid{next_uid_++};
+  const uint32_t index = sentences_.take();
+  Sentence& sentence = sentences_[index];
+  const uint64_t generation = (raw(sentence.uid) >> 32) + 1;
+  sentence = Sentence{};
+  sentence.uid = SentenceUid{generation << 32 | index};
   sentence.space = wanted.space;
   sentence.owner = wanted.owner;
   sentence.index = wanted.index;
@@ -77,35 +83,34 @@ Sentence* Directory::reserve(const NewSentence& wanted) {
   sentence.shape = wanted.shape;
   sentence.start = &boundary(wanted.start_key, wanted.first_position);
   sentence.end = &boundary(wanted.end_key, sentence.end_position());
-  sentence.end->prefix = wanted.end_prefix;
-  place->second = &sentence;
+  by_key_.insert(hash, index);
   link(sentence);
   ++sentence.start->open_out;
-  by_uid_.emplace(sentence.uid, std::move(owned));
   tell_edges_into(*sentence.start);
   return &sentence;
 }
 
 void Directory::link(Sentence& sentence) {
+  const uint32_t index = index_of(sentence);
   sentence.next_in = sentence.end->first_in;
-  sentence.end->first_in = &sentence;
+  sentence.end->first_in = index;
   sentence.next_out = sentence.start->first_out;
-  if (sentence.next_out != nullptr) sentence.next_out->previous_out = &sentence;
-  sentence.start->first_out = &sentence;
+  if (Sentence* next = at(sentence.next_out)) next->previous_out = index;
+  sentence.start->first_out = index;
 }
 
 void Directory::unlink(Sentence& sentence) {
-  Sentence** in = &sentence.end->first_in;
-  while (*in != &sentence) in = &(*in)->next_in;  // at most 64 / block_tokens of them
+  uint32_t* in = &sentence.end->first_in;
+  while (*in != index_of(sentence)) in = &at(*in)->next_in;  // at most 64 / block_tokens of them
   *in = sentence.next_in;
 
-  if (sentence.next_out != nullptr) sentence.next_out->previous_out = sentence.previous_out;
-  if (sentence.previous_out != nullptr) {
-    sentence.previous_out->next_out = sentence.next_out;
+  if (Sentence* next = at(sentence.next_out)) next->previous_out = sentence.previous_out;
+  if (Sentence* previous = at(sentence.previous_out)) {
+    previous->next_out = sentence.next_out;
   } else {
     sentence.start->first_out = sentence.next_out;
   }
-  sentence.next_in = sentence.next_out = sentence.previous_out = nullptr;
+  sentence.next_in = sentence.next_out = sentence.previous_out = 0;
 }
 
 void Directory::become_stored(Sentence& sentence) {
@@ -125,7 +130,8 @@ void Directory::commit(Sentence& sentence) {
   std::vector<Sentence*> stored{&sentence};
   become_stored(sentence);
   for (size_t next = 0; next < stored.size(); ++next) {
-    for (Sentence* out = stored[next]->end->first_out; out != nullptr; out = out->next_out) {
+    for (Sentence* out = at(stored[next]->end->first_out); out != nullptr;
+         out = at(out->next_out)) {
       if (out->state != SentenceState::kWaiting) continue;
       become_stored(*out);
       stored.push_back(out);
@@ -139,7 +145,7 @@ void Directory::commit(Sentence& sentence) {
   for (const Sentence* one : stored) listener_->sentence_stored(*one);
 }
 
-std::unique_ptr<Sentence> Directory::take_out(Sentence& sentence) {
+Directory::Removed Directory::take_out(Sentence& sentence) {
   unlink(sentence);
   if (sentence.state == SentenceState::kStored) {
     --sentence.start->stored_out;
@@ -147,15 +153,17 @@ std::unique_ptr<Sentence> Directory::take_out(Sentence& sentence) {
   } else {
     --sentence.start->open_out;
   }
-  by_key_.erase(sentence.key);
-  const auto place = by_uid_.find(sentence.uid);
-  std::unique_ptr<Sentence> owned = std::move(place->second);
-  by_uid_.erase(place);
-  return owned;
+  by_key_.erase(hash_(sentence.key), index_of(sentence));
+  return Removed(&sentence, GiveBack{this});
 }
 
-std::vector<std::unique_ptr<Sentence>> Directory::remove(SentenceUid uid) {
-  std::vector<std::unique_ptr<Sentence>> gone;
+void Directory::give_back(Sentence& sentence) {
+  sentence.vectors.reset();
+  sentences_.give_back(index_of(sentence));
+}
+
+std::vector<Directory::Removed> Directory::remove(SentenceUid uid) {
+  std::vector<Removed> gone;
   Sentence* first = find(uid);
   if (first == nullptr) return gone;
 
@@ -163,8 +171,8 @@ std::vector<std::unique_ptr<Sentence>> Directory::remove(SentenceUid uid) {
   // Whatever was stored behind a boundary that nothing stored enters any more goes with it.
   for (size_t next = 0; next < gone.size(); ++next) {
     if (gone[next]->state != SentenceState::kStored || gone[next]->end->reachable()) continue;
-    for (Sentence* out = gone[next]->end->first_out; out != nullptr;) {
-      Sentence* const following = out->next_out;
+    for (Sentence* out = at(gone[next]->end->first_out); out != nullptr;) {
+      Sentence* const following = at(out->next_out);
       if (out->state == SentenceState::kStored) gone.push_back(take_out(*out));
       out = following;
     }
@@ -191,15 +199,15 @@ std::vector<std::unique_ptr<Sentence>> Directory::remove(SentenceUid uid) {
 }
 
 void Directory::drop_if_unused(Boundary* boundary) {
-  if (boundary->first_in == nullptr && boundary->first_out == nullptr) {
-    const Digest key = boundary->key;
-    boundaries_.erase(key);
+  if (boundary->first_in == 0 && boundary->first_out == 0) {
+    by_boundary_key_.erase(hash_(boundary->key), boundary->self);
+    boundaries_.give_back(boundary->self);
   }
 }
 
 void Directory::tell_edges_into(const Boundary& boundary) {
   if (leaf_watcher_ == nullptr) return;
-  for (Sentence* in = boundary.first_in; in != nullptr; in = in->next_in) {
+  for (Sentence* in = at(boundary.first_in); in != nullptr; in = at(in->next_in)) {
     leaf_watcher_->removable_changed(*in);
   }
 }
@@ -226,26 +234,26 @@ Directory::Cover Directory::match(const Prefix& prefix) const {
   const auto block_count = static_cast<uint32_t>(prefix.boundary_keys.size() - 1);
   const uint32_t edge_blocks_max = kSentenceTokensMax / block_tokens;
 
-  std::vector<Boundary*> at{find_boundary(prefix.boundary_keys[0])};
-  if (at[0] == nullptr) return cover;
+  std::vector<const Boundary*> nodes{find_boundary(prefix.boundary_keys[0])};
+  if (nodes[0] == nullptr) return cover;
   std::vector<uint8_t> marks{kStoredReach | kPendingReach};
   uint32_t stored_to = 0;
   uint32_t pending_to = 0;
   // Edges are few into a boundary and many out of one, so each edge is looked at from its end.
   for (uint32_t block = 1; block <= block_count && block <= pending_to + edge_blocks_max; ++block) {
-    Boundary* const here = find_boundary(prefix.boundary_keys[block]);
+    const Boundary* const here = find_boundary(prefix.boundary_keys[block]);
     uint8_t mark = 0;
-    for (const Sentence* in = here == nullptr ? nullptr : here->first_in; in != nullptr;
-         in = in->next_in) {
+    for (const Sentence* in = here == nullptr ? nullptr : at(here->first_in); in != nullptr;
+         in = at(in->next_in)) {
       const uint32_t start = in->first_position / block_tokens;
-      if (in->start != at[start]) continue;
+      if (in->start != nodes[start]) continue;
       if (in->state == SentenceState::kStored) {
         mark |= marks[start] & (kStoredReach | kPendingReach);
       } else if (in->owner != prefix.session) {
         mark |= marks[start] & kPendingReach;
       }
     }
-    at.push_back(here);
+    nodes.push_back(here);
     marks.push_back(mark);
     if ((mark & kStoredReach) != 0) stored_to = block;
     if ((mark & kPendingReach) != 0) pending_to = block;
@@ -254,13 +262,13 @@ Directory::Cover Directory::match(const Prefix& prefix) const {
   cover.pending_tokens = pending_to * block_tokens;
 
   const auto stored_edge = [&](const Sentence& edge, uint32_t start) {
-    return edge.state == SentenceState::kStored && edge.start == at[start] &&
+    return edge.state == SentenceState::kStored && edge.start == nodes[start] &&
            (marks[start] & kStoredReach) != 0;
   };
   marks[stored_to] |= kOnPath;
   for (uint32_t block = stored_to; block > 0; --block) {
     if ((marks[block] & kOnPath) == 0) continue;
-    for (const Sentence* in = at[block]->first_in; in != nullptr; in = in->next_in) {
+    for (const Sentence* in = at(nodes[block]->first_in); in != nullptr; in = at(in->next_in)) {
       const uint32_t start = in->first_position / block_tokens;
       if (stored_edge(*in, start)) marks[start] |= kOnPath;
     }
@@ -270,7 +278,7 @@ Directory::Cover Directory::match(const Prefix& prefix) const {
     uint32_t end = std::min(stored_to, block + edge_blocks_max);
     for (; end > block && longest == nullptr; --end) {
       if ((marks[end] & kOnPath) == 0) continue;
-      for (const Sentence* in = at[end]->first_in; in != nullptr; in = in->next_in) {
+      for (const Sentence* in = at(nodes[end]->first_in); in != nullptr; in = at(in->next_in)) {
         if (in->first_position == block * block_tokens && stored_edge(*in, block)) longest = in;
       }
     }

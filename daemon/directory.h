@@ -7,8 +7,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/index_table.h"
 #include "daemon/keyed_hash.h"
 #include "daemon/model.h"
+#include "daemon/stable_pool.h"
 #include "ipc/types/ids.h"
 #include "tiers/body_store.h"
 
@@ -23,35 +25,34 @@ enum class SentenceState : uint8_t {
 
 struct Boundary;
 
-// An edge of the directory: one sentence of one space, with what placement keeps about it.
-// Owned by the Directory until removed, then by Placement. Pointers stay valid until remove();
-// keep the uid across callbacks.
+// An edge of the directory: one sentence of one space, with what placement keeps about it while it
+// is on NVMe alone (128 bytes; what host memory holds of it is placement's Body).
+// Owned by the Directory until removed, then by Placement. Pointers stay valid until then; keep the
+// uid across callbacks. Links are indices of the Directory's pool, 0 is none.
 struct Sentence {
   SentenceUid uid{};
-  SpaceId space{};
-  SessionId owner{};  // of kReserved and kWaiting: who is putting it
-  SentenceState state = SentenceState::kReserved;
-  IndexDescriptor index;  // of `vectors`
-  uint8_t frequency = 0;  // S3-FIFO: touches since it was last passed over, 0..3
-  bool main_queue = false;
-  bool on_nvme = false;          // the whole body is in the NVMe store
-  bool nvme_write = false;       // a write of it to NVMe is in flight
-  bool vectors_on_nvme = false;  // and its vectors with it
-  uint32_t leases = 0;           // windows, loads in place, pins: not evicted from the last tier
-  uint32_t feeds = 0;            // the data thread knows it: residency changes are told
-  uint32_t first_position = 0;
-  uint32_t vectors_bytes = 0;  // 0: it has none
+  uint64_t order = 0;  // place in its queue; lower goes first
   Digest key;
   Boundary* start = nullptr;
   Boundary* end = nullptr;
-  std::shared_ptr<const BodyShape> shape;
+  const BodyShape* shape = nullptr;  // the Directory keeps it
   VectorsBlob vectors;               // may be null while on_nvme; read back when needed
-  std::vector<ChunkSum> chunk_sums;  // by chunk; empty once on_nvme (the record keeps them)
-  uint64_t order = 0;                // place in its queue; lower goes first
-  // Intrusive edges of the graph.
-  Sentence* next_in = nullptr;
-  Sentence* next_out = nullptr;
-  Sentence* previous_out = nullptr;
+  SpaceId space{};
+  SessionId owner{};  // of kReserved and kWaiting: who is putting it
+  uint32_t first_position = 0;
+  uint32_t vectors_bytes = 0;  // 0: it has none
+  uint32_t leases = 0;         // windows, loads in place, pins: not evicted from the last tier
+  uint32_t feeds = 0;          // the data thread knows it: residency changes are told
+  uint32_t next_in = 0;
+  uint32_t next_out = 0;
+  uint32_t previous_out = 0;
+  IndexDescriptor index;  // of `vectors`
+  SentenceState state = SentenceState::kReserved;
+  uint8_t frequency : 2 = 0;  // S3-FIFO: touches since it was last passed over, 0..3
+  bool main_queue : 1 = false;
+  bool on_nvme : 1 = false;          // the whole body is in the NVMe store
+  bool nvme_write : 1 = false;       // a write of it to NVMe is in flight
+  bool vectors_on_nvme : 1 = false;  // and its vectors with it
 
   uint32_t token_count() const { return shape->token_count; }
   uint32_t end_position() const { return first_position + shape->token_count; }
@@ -59,14 +60,14 @@ struct Sentence {
 
 // A node of the directory: a prefix of tokens, at a block edge, of one space and fingerprint.
 struct Boundary {
-  Digest key;     // boundary_key
-  Digest prefix;  // P(e); all zero while no sentence ends here
+  Digest key;  // boundary_key
   uint32_t position = 0;
   uint32_t stored_in = 0;   // stored sentences that end here
   uint32_t stored_out = 0;  // stored sentences that start here
   uint32_t open_out = 0;    // reserved and waiting sentences that start here
-  Sentence* first_in = nullptr;
-  Sentence* first_out = nullptr;
+  uint32_t first_in = 0;
+  uint32_t first_out = 0;
+  uint32_t self = 0;  // its own index
 
   bool is_root() const { return position == 0; }
   bool reachable() const { return is_root() || stored_in > 0; }
@@ -90,10 +91,13 @@ class DirectoryListener {
 // sentences; what is committed before its path is there waits (kWaiting) and becomes stored with
 // it.
 //
-// Shape   a node has at most 64 / block_tokens edges in; edges out are unlimited.
+// Shape   a node has at most 64 / block_tokens edges in; edges out are unlimited. Sentences and
+//         nodes lie in pools and name each other by index; a digest is stored once, with what it
+//         names. Some 210 bytes per sentence with its boundary (tests/bench/bench_directory.cc).
 // Units   positions and counts in tokens; spans in blocks.
 // Thread  loop.
-// Owns    its sentences and nodes. remove() hands the sentence to the caller.
+// Owns    its sentences and nodes. remove() hands the sentence to the caller, who lets go of it
+//         before the Directory dies.
 // Errors  none: unknown keys are outcomes.
 class Directory {
  public:
@@ -104,9 +108,9 @@ class Directory {
 
   void set_listener(DirectoryListener* listener) { listener_ = listener; }
 
-  // One object per distinct shape. `chunk_bytes` as in BodyShape.
-  std::shared_ptr<const BodyShape> shape(const BodyShape& shape);
-  std::shared_ptr<const BodyShape> shape(const Model& model, uint32_t block_count);
+  // One object per distinct shape, kept as long as the Directory. `chunk_bytes` as in BodyShape.
+  const BodyShape* shape(const BodyShape& shape);
+  const BodyShape* shape(const Model& model, uint32_t block_count);
 
   struct NewSentence {
     SpaceId space{};
@@ -116,8 +120,8 @@ class Directory {
     Digest key;
     Digest start_key;  // boundary keys
     Digest end_key;
-    Digest end_prefix;  // P(end)
-    std::shared_ptr<const BodyShape> shape;
+    Digest end_prefix;  // P(end): for the record, the graph does not need it
+    const BodyShape* shape = nullptr;
   };
   // A new sentence in state kReserved, or null if the key is taken (find() tells by whom).
   Sentence* reserve(const NewSentence& sentence);
@@ -128,7 +132,12 @@ class Directory {
 
   // Takes the sentence out, in any state. Stored sentences that lose their last path to a root
   // come out with it (only after corruption; eviction takes leaves). First is the one asked for.
-  std::vector<std::unique_ptr<Sentence>> remove(SentenceUid uid);
+  struct GiveBack {
+    Directory* directory = nullptr;
+    void operator()(Sentence* sentence) const { directory->give_back(*sentence); }
+  };
+  using Removed = std::unique_ptr<Sentence, GiveBack>;
+  std::vector<Removed> remove(SentenceUid uid);
 
   // Null if there is none. Of any state.
   Sentence* find(const Digest& key) const;
@@ -151,12 +160,14 @@ class Directory {
   // Longest cover by stored sentences; ties by the longest first edge, then the second, and so on.
   Cover match(const Prefix& prefix) const;
 
-  size_t sentence_count() const { return by_uid_.size(); }
-  size_t boundary_count() const { return boundaries_.size(); }
+  size_t sentence_count() const { return by_key_.size(); }
+  size_t boundary_count() const { return by_boundary_key_.size(); }
   // Every sentence, in no order; `visit` must not add or remove.
   template <typename Visitor>
   void for_each(Visitor&& visit) const {
-    for (const auto& [uid, sentence] : by_uid_) visit(*sentence);
+    for (uint32_t index = 1; index < sentences_.end(); ++index) {
+      if (is_in(sentences_[index])) visit(sentences_[index]);
+    }
   }
 
   // Sentences that placement must look at again because a neighbour came or went: they may have
@@ -169,23 +180,39 @@ class Directory {
   void set_leaf_watcher(LeafWatcher* watcher) { leaf_watcher_ = watcher; }
 
  private:
+  template <typename T>
+  struct KeyTraits {
+    const StablePool<T>* pool;
+    KeyedDigestHash hash_key;
+    size_t hash(uint32_t index) const { return hash_key((*pool)[index].key); }
+    bool is(uint32_t index, const Digest& key) const { return (*pool)[index].key == key; }
+  };
+
+  // A uid is generation << 32 | index; the generation counts the sentences that had this place.
+  static uint32_t index_of(const Sentence& sentence) {
+    return static_cast<uint32_t>(raw(sentence.uid));
+  }
+  static bool is_in(const Sentence& sentence) { return sentence.start != nullptr; }
+  Sentence* at(uint32_t index) const { return index == 0 ? nullptr : &sentences_[index]; }
+
   Boundary& boundary(const Digest& key, uint32_t position);
   Boundary* find_boundary(const Digest& key) const;
   void link(Sentence& sentence);
   void unlink(Sentence& sentence);
   void become_stored(Sentence& sentence);
-  std::unique_ptr<Sentence> take_out(Sentence& sentence);
+  Removed take_out(Sentence& sentence);
+  void give_back(Sentence& sentence);
   void tell_edges_into(const Boundary& boundary);
   void drop_if_unused(Boundary* boundary);
 
   KeyedDigestHash hash_;
-  uint64_t next_uid_ = 1;
   DirectoryListener* listener_ = nullptr;
   LeafWatcher* leaf_watcher_ = nullptr;
-  std::unordered_map<SentenceUid, std::unique_ptr<Sentence>> by_uid_;
-  std::unordered_map<Digest, Sentence*, KeyedDigestHash> by_key_;
-  std::unordered_map<Digest, std::unique_ptr<Boundary>, KeyedDigestHash> boundaries_;
-  std::unordered_map<Digest, std::vector<std::shared_ptr<const BodyShape>>, KeyedDigestHash>
+  StablePool<Sentence> sentences_;
+  StablePool<Boundary> boundaries_;
+  IndexTable<KeyTraits<Sentence>> by_key_;
+  IndexTable<KeyTraits<Boundary>> by_boundary_key_;
+  std::unordered_map<Digest, std::vector<std::unique_ptr<const BodyShape>>, KeyedDigestHash>
       shapes_;  // by fingerprint
 };
 

@@ -135,14 +135,14 @@ void Placement::State::on_stored(Sentence& sentence) {
 }
 
 uint32_t Placement::State::remove_sentence(SentenceUid uid) {
-  std::vector<std::unique_ptr<Sentence>> gone = parts.directory->remove(uid);
+  std::vector<Directory::Removed> gone = parts.directory->remove(uid);
   const auto count = static_cast<uint32_t>(gone.size());
   for (auto& sentence : gone) on_removed(std::move(sentence));
   changed();
   return count;
 }
 
-void Placement::State::on_removed(std::unique_ptr<Sentence> owned) {
+void Placement::State::on_removed(Directory::Removed owned) {
   Sentence& sentence = *owned;
   const SentenceUid uid = sentence.uid;
   ++nvme_epoch;

@@ -52,7 +52,9 @@ Placement::State::Placed Placement::State::place_sentence(OpenPut& put,
     }
     if (wanted.shape->storage_bytes() > parts.host->stats().budget_bytes) return Placed::kFull;
     Sentence& fresh = *parts.directory->reserve(wanted);
-    body_of(fresh).summed.resize(fresh.shape->chunk_count());
+    Body& body = body_of(fresh);
+    body.end_prefix = wanted.end_prefix;
+    body.summed.resize(fresh.shape->chunk_count());
     Session& session = session_of(session_id);
     session.puts.insert(fresh.uid);
     ++session.charge.open_puts;
@@ -91,8 +93,8 @@ void Placement::chunk_written(SentenceUid uid, uint32_t chunk, const ChunkSum& s
       body->sentence->state != SentenceState::kReserved) {
     return;  // cancelled meanwhile
   }
-  body->sentence->chunk_sums.resize(body->chunks.size());
-  body->sentence->chunk_sums[chunk] = sum;
+  body->sums.resize(body->chunks.size());
+  body->sums[chunk] = sum;
   body->summed[chunk] = true;
 }
 

@@ -153,20 +153,20 @@ bool Placement::State::start_writes() {
   return started;
 }
 
-BodyRecord Placement::State::record_of(const Sentence& sentence) {
+BodyRecord Placement::State::record_of(const Sentence& sentence, const Body& body) {
   BodyRecord record;
   record.key = sentence.key;
   record.space_uid = spaces.at(sentence.space).uid;
   record.fingerprint = sentence.shape->fingerprint;
   record.parent_boundary = sentence.start->key;
   record.end_boundary = sentence.end->key;
-  record.end_digest = sentence.end->prefix;
+  record.end_digest = body.end_prefix;
   record.first_position = sentence.first_position;
   record.token_count = sentence.token_count();
   record.index = sentence.index;
   record.vectors_bytes = sentence.vectors == nullptr ? 0 : sentence.vectors_bytes;
   record.chunk_bytes = sentence.shape->chunk_bytes;
-  record.chunk_sums = sentence.chunk_sums;
+  record.chunk_sums = body.sums;
   return record;
 }
 
@@ -184,7 +184,7 @@ Placement::State::WriteStart Placement::State::start_write(Sentence& sentence, B
   }
 
   BodyPut put;
-  put.record = record_of(sentence);
+  put.record = record_of(sentence, body);
   put.vectors = sentence.vectors;
   for (uint32_t chunk = 0; chunk < body.chunks.size(); ++chunk) {
     SKV_CHECK(body.chunks[chunk].state == ChunkState::kResident,
@@ -249,7 +249,7 @@ void Placement::State::on_written(SentenceUid uid, const Result<void>& result) {
   }
   if (result.ok()) {
     sentence.on_nvme = true;
-    sentence.chunk_sums = {};
+    body.sums = {};
     dirty_bytes -= storage(sentence);
     ++nvme_sentences;
     spaces.at(sentence.space).nvme_bytes += storage(sentence);

@@ -53,7 +53,9 @@ class Placement::State {
   // of a removed sentence.
   struct Body {
     Sentence* sentence = nullptr;
-    std::unique_ptr<Sentence> removed;  // owned here once it left the directory
+    Directory::Removed removed;  // owned here once it left the directory
+    Digest end_prefix;           // for the record; kept, as the sums, until that is written
+    std::vector<ChunkSum> sums;  // by chunk; empty once on_nvme (the record keeps them)
     std::vector<Chunk> chunks;
     std::vector<bool> summed;  // of an open put: chunks that have their sum
     uint32_t extents = 0;
@@ -146,7 +148,7 @@ class Placement::State {
   void on_stored(Sentence& sentence);
   // Takes it out of the directory, with what is not reachable without it; returns how many went.
   uint32_t remove_sentence(SentenceUid uid);
-  void on_removed(std::unique_ptr<Sentence> sentence);
+  void on_removed(Directory::Removed sentence);
   void drop_body_if_idle(SentenceUid uid);
   bool in_use(const Sentence& sentence);  // leased, read, written or waited for
   Session& session_of(SessionId id) { return sessions[id]; }
@@ -205,7 +207,7 @@ class Placement::State {
   void on_written(SentenceUid uid, const Result<void>& result);
   void write_failed(Sentence& sentence, Body& body, const Error& error);
   void end_of_demotion(Body& body);
-  BodyRecord record_of(const Sentence& sentence);
+  BodyRecord record_of(const Sentence& sentence, const Body& body);
   struct Eviction {
     const Sentence* sparing = nullptr;  // not this one
     std::optional<SpaceId> only = std::nullopt;
