@@ -29,8 +29,9 @@ struct DiskRequest {
 // the system it promises little: a request may do less than asked, or fail. DiskEngine makes
 // transfers of it.
 //
-// Thread  attach(), submit() and wait() on the one thread that works the disk; wake() on any; the
-//         *_now() functions block, and may run on another thread (start-up, the space table).
+// Thread  attach(), submit(), flush() and wait() on the one thread that works the disk; wake() on
+// any;
+//         the *_now() functions block, and may run on another thread (start-up, the space table).
 class Disk {
  public:
   Disk() = default;
@@ -45,7 +46,10 @@ class Disk {
   // First call of the working thread. `depth`: most requests submitted and not yet back. Error: the
   // system refuses this backend.
   virtual Result<void> attach(uint32_t depth) = 0;
-  virtual void submit(DiskRequest& request) = 0;
+  // False: its queue has no place now; again after a wait().
+  [[nodiscard]] virtual bool submit(DiskRequest& request) = 0;
+  // Hands on what was submitted, and does not wait. wait() does that too.
+  virtual void flush() {}
   // Appends what has completed. `block`: waits until there is something, or wake().
   virtual void wait(bool block, std::vector<DiskRequest*>& completed) = 0;
   virtual void wake() = 0;

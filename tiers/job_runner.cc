@@ -47,15 +47,15 @@ class WakeUp {
 // The ring thread: owns the disk's queue, sleeps in the disk.
 class ThreadRunner final : public JobRunner {
  public:
-  ThreadRunner(std::unique_ptr<Disk>& disk, uint32_t depth) : disk_(disk.get()) {
+  ThreadRunner(std::unique_ptr<Disk>& disk, const DiskEngine::Limits& limits) : disk_(disk.get()) {
     std::promise<Result<void>> attached;
     std::future<Result<void>> answer = attached.get_future();
-    thread_ = std::thread([this, depth, said = std::move(attached)]() mutable {
-      Result<void> result = disk_->attach(depth);
+    thread_ = std::thread([this, limits, said = std::move(attached)]() mutable {
+      Result<void> result = disk_->attach(limits.requests);
       const bool refused = !result.ok();
       said.set_value(std::move(result));
       if (!refused) {
-        run(depth);
+        run(limits);
       }
     });
     attached_ = answer.get();
@@ -81,11 +81,15 @@ class ThreadRunner final : public JobRunner {
   const Result<void>& attached() const { return attached_; }
 
   void submit(std::unique_ptr<DiskJob> job) override {
+    bool first = false;
     {
       const std::lock_guard lock(mutex_);
+      first = submitted_.empty();
       submitted_.push_back(std::move(job));
     }
-    disk_->wake();
+    if (first) {
+      disk_->wake();  // for all that follow until they are taken
+    }
   }
 
   void collect(std::vector<std::unique_ptr<DiskJob>>& finished) override {
@@ -107,8 +111,8 @@ class ThreadRunner final : public JobRunner {
   Disk& disk() override { return *disk_; }
 
  private:
-  void run(uint32_t depth) {
-    DiskEngine engine(*disk_, depth);
+  void run(const DiskEngine::Limits& limits) {
+    DiskEngine engine(*disk_, limits);
     std::vector<std::unique_ptr<DiskJob>> incoming;
     std::vector<std::unique_ptr<DiskJob>> finished;
     for (bool stopping = false;;) {
@@ -149,8 +153,8 @@ class ThreadRunner final : public JobRunner {
 
 class InlineRunner final : public JobRunner {
  public:
-  InlineRunner(std::unique_ptr<Disk> disk, uint32_t depth)
-      : disk_(std::move(disk)), engine_(*disk_, depth) {}
+  InlineRunner(std::unique_ptr<Disk> disk, const DiskEngine::Limits& limits)
+      : disk_(std::move(disk)), engine_(*disk_, limits) {}
   ~InlineRunner() override {
     std::vector<std::unique_ptr<DiskJob>> finished;
     while (!engine_.idle()) {
@@ -189,19 +193,21 @@ class InlineRunner final : public JobRunner {
 
 }  // namespace
 
-Result<std::unique_ptr<JobRunner>> make_thread_runner(std::unique_ptr<Disk>& disk, uint32_t depth) {
-  auto runner = std::make_unique<ThreadRunner>(disk, depth);
+Result<std::unique_ptr<JobRunner>> make_thread_runner(std::unique_ptr<Disk>& disk,
+                                                      const DiskEngine::Limits& limits) {
+  auto runner = std::make_unique<ThreadRunner>(disk, limits);
   if (!runner->attached().ok()) {
     return runner->attached().error();
   }
   return std::unique_ptr<JobRunner>(std::move(runner));
 }
 
-Result<std::unique_ptr<JobRunner>> make_inline_runner(std::unique_ptr<Disk>& disk, uint32_t depth) {
-  if (Result<void> attached = disk->attach(depth); !attached.ok()) {
+Result<std::unique_ptr<JobRunner>> make_inline_runner(std::unique_ptr<Disk>& disk,
+                                                      const DiskEngine::Limits& limits) {
+  if (Result<void> attached = disk->attach(limits.requests); !attached.ok()) {
     return attached.error();
   }
-  return std::unique_ptr<JobRunner>(std::make_unique<InlineRunner>(std::move(disk), depth));
+  return std::unique_ptr<JobRunner>(std::make_unique<InlineRunner>(std::move(disk), limits));
 }
 
 }  // namespace skv

@@ -32,7 +32,9 @@ class JobRunner {
 };
 
 // Error: the disk refused to be attached; `disk` is given back untouched.
-Result<std::unique_ptr<JobRunner>> make_thread_runner(std::unique_ptr<Disk>& disk, uint32_t depth);
-Result<std::unique_ptr<JobRunner>> make_inline_runner(std::unique_ptr<Disk>& disk, uint32_t depth);
+Result<std::unique_ptr<JobRunner>> make_thread_runner(std::unique_ptr<Disk>& disk,
+                                                      const DiskEngine::Limits& limits);
+Result<std::unique_ptr<JobRunner>> make_inline_runner(std::unique_ptr<Disk>& disk,
+                                                      const DiskEngine::Limits& limits);
 
 }  // namespace skv

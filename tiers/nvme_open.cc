@@ -18,10 +18,17 @@ Result<void> check_options(const NvmeStore::Options& options) {
   if (options.queue_depth < 4 || options.queue_depth > 4096) {
     return invalid("queue_depth is " + std::to_string(options.queue_depth) + ", allowed 4 to 4096");
   }
+  if (options.queue_bytes < 1u << 20) {
+    return invalid("queue_bytes is " + std::to_string(options.queue_bytes) + ", at least 1 MiB");
+  }
   if (options.transfers_max == 0 || options.pool_threads == 0 || options.pool_threads > 256) {
     return invalid("transfers_max must be at least 1, pool_threads 1 to 256");
   }
   return {};
+}
+
+DiskEngine::Limits limits_of(const NvmeStore::Options& options) {
+  return {.requests = options.queue_depth, .bytes = options.queue_bytes};
 }
 
 Result<std::unique_ptr<NvmeStore>> open_on(std::unique_ptr<JobRunner> runner,
@@ -71,7 +78,7 @@ Result<std::unique_ptr<NvmeStore>> NvmeStore::open(const std::string& path,
   Result<std::unique_ptr<JobRunner>> runner = Error{};
   if (options.backend != Backend::kThreads) {
     std::unique_ptr<Disk> ring = make_uring_disk(file.value());
-    runner = make_thread_runner(ring, options.queue_depth);
+    runner = make_thread_runner(ring, limits_of(options));
     if (!runner.ok()) {
       if (options.backend == Backend::kUring) {
         return runner.error();
@@ -82,7 +89,7 @@ Result<std::unique_ptr<NvmeStore>> NvmeStore::open(const std::string& path,
   }
   if (!runner.ok()) {
     std::unique_ptr<Disk> pool = make_thread_disk(file.value(), options.pool_threads);
-    runner = make_thread_runner(pool, options.queue_depth);
+    runner = make_thread_runner(pool, limits_of(options));
     if (!runner.ok()) {
       return runner.error();
     }
@@ -95,7 +102,7 @@ Result<std::unique_ptr<NvmeStore>> NvmeStore::open(std::unique_ptr<Disk> disk,
   if (Result<void> valid = check_options(options); !valid.ok()) {
     return valid.error();
   }
-  Result<std::unique_ptr<JobRunner>> runner = make_inline_runner(disk, options.queue_depth);
+  Result<std::unique_ptr<JobRunner>> runner = make_inline_runner(disk, limits_of(options));
   if (!runner.ok()) {
     return runner.error();
   }

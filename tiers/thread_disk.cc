@@ -43,12 +43,13 @@ class ThreadDisk final : public Disk {
     return {};
   }
 
-  void submit(DiskRequest& request) override {
+  bool submit(DiskRequest& request) override {
     {
       const std::lock_guard lock(mutex_);
       submitted_.push_back(&request);
     }
     work_.notify_one();
+    return true;
   }
 
   void wait(bool block, std::vector<DiskRequest*>& completed) override {

@@ -32,7 +32,9 @@ class UringDisk final : public Disk {
   uint64_t bytes() const override { return file_->bytes(); }
 
   Result<void> attach(uint32_t depth) override;
-  void submit(DiskRequest& request) override;
+  bool submit(DiskRequest& request) override;
+  // EINTR, EAGAIN, EBUSY: the entries stay in the ring, the next call hands them on.
+  void flush() override { (void)io_uring_submit(&ring_); }
   void wait(bool block, std::vector<DiskRequest*>& completed) override;
   void wake() override {
     const uint64_t one = 1;
@@ -85,25 +87,31 @@ Result<void> UringDisk::attach(uint32_t depth) {
   return {};
 }
 
+// Null: the submission queue is full, and the system takes nothing from it now.
 io_uring_sqe* UringDisk::entry() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   if (sqe == nullptr) {
-    io_uring_submit(&ring_);
+    flush();
     sqe = io_uring_get_sqe(&ring_);
   }
-  SKV_CHECK(sqe != nullptr, "more requests than the depth given to attach()");
   return sqe;
 }
 
 void UringDisk::arm_wake() {
   io_uring_sqe* const sqe = entry();
+  if (sqe == nullptr) {
+    return;  // before the next wait
+  }
   io_uring_prep_read(sqe, wake_fd_, &wake_count_, sizeof wake_count_, 0);
   io_uring_sqe_set_data(sqe, &wake_count_);
   wake_armed_ = true;
 }
 
-void UringDisk::submit(DiskRequest& request) {
+bool UringDisk::submit(DiskRequest& request) {
   io_uring_sqe* const sqe = entry();
+  if (sqe == nullptr) {
+    return false;
+  }
   const int fd = file_registered_ ? 0 : file_->fd();
   const auto count = static_cast<unsigned>(request.buffers.size());
   switch (request.kind) {
@@ -121,14 +129,16 @@ void UringDisk::submit(DiskRequest& request) {
     sqe->flags |= IOSQE_FIXED_FILE;
   }
   io_uring_sqe_set_data(sqe, &request);
+  return true;
 }
 
 void UringDisk::wait(bool block, std::vector<DiskRequest*>& completed) {
   if (!wake_armed_) {
     arm_wake();
   }
-  // EINTR, EAGAIN, EBUSY: what is there is taken below, the rest next time.
-  if (block) {
+  // EINTR, EAGAIN, EBUSY: what is there is taken below, the rest next time. Without an entry for
+  // the wake-up nobody could end the sleep.
+  if (block && wake_armed_) {
     (void)io_uring_submit_and_wait(&ring_, 1);
   } else {
     (void)io_uring_submit_and_get_events(&ring_);

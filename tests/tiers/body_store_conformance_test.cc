@@ -107,7 +107,7 @@ class SimulatedHarness {
  private:
   void open() {
     auto disk = std::make_unique<SimulatedDisk>(media_, /*seed=*/1);
-    disk->set_faults({.shorter = 100, .late = 250, .interrupted = 100});
+    disk->set_faults({.shorter = 100, .late = 250, .interrupted = 100, .full = 100});
     disk_ = disk.get();
     store_ = ready(NvmeStore::open(std::move(disk), small_options()));
   }

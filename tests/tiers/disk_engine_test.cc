@@ -19,7 +19,13 @@ class ScriptedDisk final : public Disk {
   bool direct() const override { return true; }
   uint64_t bytes() const override { return 1u << 30; }
   Result<void> attach(uint32_t /*depth*/) override { return {}; }
-  void submit(DiskRequest& request) override { at_disk.push_back(&request); }
+  bool submit(DiskRequest& request) override {
+    if (at_disk.size() >= places) {
+      return false;
+    }
+    at_disk.push_back(&request);
+    return true;
+  }
   void wait(bool /*block*/, std::vector<DiskRequest*>& completed) override {
     completed.insert(completed.end(), answered.begin(), answered.end());
     answered.clear();
@@ -52,6 +58,7 @@ class ScriptedDisk final : public Disk {
     return bytes;
   }
 
+  size_t places = SIZE_MAX;
   std::deque<DiskRequest*> at_disk;
   std::vector<DiskRequest*> answered;
 };
@@ -69,7 +76,7 @@ class DiskEngineTest : public testing::Test {
   void step() { engine_.step(/*block=*/false, finished_); }
 
   ScriptedDisk disk_;
-  DiskEngine engine_{disk_, 8};
+  DiskEngine engine_{disk_, {.requests = 16, .bytes = 8u << 20}};
   std::vector<std::unique_ptr<DiskJob>> finished_;
 };
 
@@ -125,6 +132,7 @@ TEST_F(DiskEngineTest, FailedReadIsTriedOnceMoreAFailedWriteIsNot) {
   engine_.add(job(DiskJob::Kind::kRead, 0, 4096));
   step();
   disk_.answer(-EIO);
+  step();
   step();
   ASSERT_EQ(disk_.at_disk.size(), 1U);
   disk_.answer(4096);
@@ -203,28 +211,103 @@ TEST_F(DiskEngineTest, WriteOfWrongMemoryNeverReachesTheDisk) {
   EXPECT_TRUE(disk_.at_disk.empty());
 }
 
-// Goal: a demand read is never behind a queue of writes.
+// Goal: a demand read is never behind a queue of writes, and reads that nobody waits for go ahead
+// of writes.
 TEST_F(DiskEngineTest, DemandReadsGoAheadAndAlwaysFindAPlace) {
   engine_.add(job(DiskJob::Kind::kWrite, 0, 20u << 20));
   step();
-  EXPECT_EQ(disk_.at_disk.size(), 6U);  // three quarters of the depth of 8
-  auto later = job(DiskJob::Kind::kRead, 64u << 20, 4096);
-  auto urgent = job(DiskJob::Kind::kRead, 65u << 20, 4096);
+  EXPECT_EQ(disk_.at_disk.size(), 6U);  // three quarters of 8 MiB
+  auto ahead = job(DiskJob::Kind::kRead, 64u << 20, 4096);
+  auto urgent = job(DiskJob::Kind::kRead, 96u << 20, 9u << 20);
   urgent->urgent = true;
-  engine_.add(std::move(later));
+  engine_.add(std::move(ahead));
   engine_.add(std::move(urgent));
   step();
-  ASSERT_EQ(disk_.at_disk.size(), 7U);
-  EXPECT_EQ(disk_.at_disk.back()->offset, 65u << 20);
-  for (int i = 0; i < 2; ++i) {
+  ASSERT_EQ(disk_.at_disk.size(), 14U) << "8 MiB of the demand read";
+  for (size_t i = 6; i < disk_.at_disk.size(); ++i) {
+    EXPECT_GE(disk_.at_disk[i]->offset, 96u << 20);
+  }
+  for (int i = 0; i < 6; ++i) {  // the writes: while somebody waits, no others follow
     disk_.answer(1 << 20);
   }
   step();
   step();
-  const bool read_before_write =
-      std::any_of(disk_.at_disk.begin(), disk_.at_disk.end(),
-                  [](const DiskRequest* request) { return request->offset == 64u << 20; });
-  EXPECT_TRUE(read_before_write);
+  ASSERT_EQ(disk_.at_disk.size(), 10U);
+  EXPECT_EQ(disk_.at_disk[8]->offset, 64u << 20) << "the read that nobody waits for";
+  EXPECT_EQ(disk_.at_disk[9]->kind, DiskRequest::Kind::kWrite) << "one, an eighth of the bytes";
+}
+
+TEST_F(DiskEngineTest, WithoutDemandWritesHaveThreeQuartersAndHalfBesideReadAhead) {
+  engine_.add(job(DiskJob::Kind::kRead, 64u << 20, 2u << 20));
+  engine_.add(job(DiskJob::Kind::kWrite, 0, 20u << 20));
+  step();
+  ASSERT_EQ(disk_.at_disk.size(), 4U);
+  EXPECT_EQ(disk_.at_disk[1]->kind, DiskRequest::Kind::kRead);
+  EXPECT_EQ(disk_.at_disk[2]->kind, DiskRequest::Kind::kWrite);
+}
+
+// Goal: what lies side by side goes in one request, and one bad place costs one job.
+TEST_F(DiskEngineTest, NeighboursAreJoinedAndTriedAloneWhenTheRequestFails) {
+  const std::vector<std::byte> want(8192, std::byte{7});
+  for (const uint64_t offset : {0, 16384, 8192, 40960}) {  // three neighbours, one elsewhere
+    auto read = job(DiskJob::Kind::kRead, offset, 8192);
+    read->checks.push_back({read->own.span(), checksum(want)});
+    engine_.add(std::move(read));
+  }
+  step();
+  ASSERT_EQ(disk_.at_disk.size(), 2U);
+  EXPECT_EQ(ScriptedDisk::size_of(*disk_.at_disk[0]), 24576);
+  disk_.answer(-EIO);
+  disk_.answer(8192, std::byte{7});
+  step();
+  step();
+  ASSERT_EQ(disk_.at_disk.size(), 3U);
+  EXPECT_EQ(disk_.at_disk[1]->offset, 8192U);
+  disk_.answer(8192, std::byte{7});
+  disk_.answer(-EIO);
+  disk_.answer(8192, std::byte{7});
+  step();
+  ASSERT_EQ(finished_.size(), 4U);
+  for (const std::unique_ptr<DiskJob>& ended : finished_) {
+    EXPECT_EQ(ended->result.ok(), ended->offset != 8192) << ended->offset;
+  }
+  EXPECT_TRUE(engine_.idle());
+}
+
+TEST_F(DiskEngineTest, ShortJoinedRequestGoesOnInsideTheJobWhereItEnded) {
+  for (const uint64_t offset : {0, 8192, 16384}) {
+    engine_.add(job(DiskJob::Kind::kWrite, offset, 8192));
+  }
+  step();
+  ASSERT_EQ(disk_.at_disk.size(), 1U);
+  disk_.answer(12288 + 100);
+  step();
+  EXPECT_EQ(finished_.size(), 1U);
+  ASSERT_EQ(disk_.at_disk.size(), 1U);
+  EXPECT_EQ(disk_.at_disk[0]->offset, 12288U);
+  EXPECT_EQ(ScriptedDisk::size_of(*disk_.at_disk[0]), 12288);
+  disk_.answer(12288);
+  step();
+  ASSERT_EQ(finished_.size(), 3U);
+  for (const std::unique_ptr<DiskJob>& ended : finished_) {
+    EXPECT_TRUE(ended->result.ok());
+    EXPECT_EQ(ended->bytes_done, 8192U);
+  }
+}
+
+TEST_F(DiskEngineTest, RequestsThatTheDiskHasNoPlaceForAreGivenAgain) {
+  disk_.places = 1;
+  engine_.add(job(DiskJob::Kind::kWrite, 0, 3u << 20));
+  for (uint64_t round = 0; round < 3; ++round) {
+    step();
+    ASSERT_EQ(disk_.at_disk.size(), 1U);
+    EXPECT_EQ(disk_.at_disk[0]->offset, round << 20);
+    EXPECT_TRUE(finished_.empty());
+    disk_.answer(1 << 20);
+  }
+  step();
+  ASSERT_EQ(finished_.size(), 1U);
+  EXPECT_TRUE(finished_[0]->result.ok());
 }
 
 TEST_F(DiskEngineTest, ManySmallPiecesAreGatheredIntoOneRequest) {

@@ -256,8 +256,9 @@ TEST(NvmeModel, HonestDiskKeepsItsWord) {
   uint64_t copied = 0;
   for (const uint64_t seed : seeds(1, 8)) {
     SCOPED_TRACE("SKV_TEST_SEED=" + std::to_string(seed));
-    Model model(
-        {.seed = seed, .honest = true, .faults = {.shorter = 60, .late = 300, .interrupted = 60}});
+    Model model({.seed = seed,
+                 .honest = true,
+                 .faults = {.shorter = 60, .late = 300, .interrupted = 60, .full = 100}});
     for (int step = 0; step < 250 && !HasFailure(); ++step) {
       model.step();
     }
@@ -288,7 +289,8 @@ TEST(NvmeModel, LyingDiskIsNeverBelieved) {
                             .media_flip = 15,
                             .lost_write = 15,
                             .late = 300,
-                            .interrupted = 60}});
+                            .interrupted = 60,
+                            .full = 100}});
     for (int step = 0; step < 250 && !HasFailure(); ++step) {
       model.step();
     }

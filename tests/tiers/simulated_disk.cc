@@ -55,9 +55,14 @@ void SimulatedMedia::power_cut(std::mt19937_64& random) {
   unsynced_.clear();
 }
 
-void SimulatedDisk::submit(DiskRequest& request) {
+bool SimulatedDisk::submit(DiskRequest& request) {
+  // Of an empty queue it would be a lie, and nothing would ever come back from wait().
+  if (!waiting_.empty() && chance(faults_.full)) {
+    return false;
+  }
   const uint32_t polls = chance(faults_.late) ? 1 + static_cast<uint32_t>(random_() % 20) : 0;
   waiting_.push_back({&request, polls});
+  return true;
 }
 
 void SimulatedDisk::wait(bool block, std::vector<DiskRequest*>& completed) {
@@ -82,7 +87,7 @@ int64_t SimulatedDisk::run(DiskRequest& request) {
     return -EIO;
   }
   if (chance(faults_.interrupted)) {
-    return -EINTR;
+    return random_() % 2 == 0 ? -EINTR : -EAGAIN;
   }
   if (request.kind == DiskRequest::Kind::kSync) {
     if (chance(faults_.sync_error)) {

@@ -43,7 +43,8 @@ struct SimulatedFaults {
   uint32_t media_flip = 0;   // one byte of what was written is wrong, on the medium
   uint32_t lost_write = 0;   // says it is written, is not
   uint32_t late = 0;         // completes after up to 20 further polls, others overtake it
-  uint32_t interrupted = 0;  // EINTR
+  uint32_t interrupted = 0;  // EINTR or EAGAIN
+  uint32_t full = 0;         // its queue has no place
 };
 
 // A disk in memory that misbehaves by a seed. Everything happens inside wait(), on the caller's
@@ -69,7 +70,7 @@ class SimulatedDisk final : public Disk {
   bool direct() const override { return true; }
   uint64_t bytes() const override { return media_->bytes(); }
   Result<void> attach(uint32_t /*depth*/) override { return {}; }
-  void submit(DiskRequest& request) override;
+  bool submit(DiskRequest& request) override;
   void wait(bool block, std::vector<DiskRequest*>& completed) override;
   void wake() override {}
   Result<void> read_now(uint64_t offset, std::span<std::byte> bytes) override;
