@@ -88,11 +88,13 @@ int guarded(Body&& body) {
 
 }  // namespace skv::client
 
-// Leaves the function with the error of a Result; `name` is its value otherwise.
+// Leaves the function with the error of a Result; `name` is its value otherwise: a reference that
+// is declared. NOLINTBEGIN(bugprone-macro-parentheses)
 #define SKV_TRY(name, expression)                        \
   auto name##_result = (expression);                     \
   if (!name##_result.ok()) return name##_result.error(); \
   auto& name = name##_result.value()
+// NOLINTEND(bugprone-macro-parentheses)
 #define SKV_CHECK_OK(expression)                                                                 \
   do {                                                                                           \
     if (auto checked_result = (expression); !checked_result.ok()) return checked_result.error(); \

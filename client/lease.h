@@ -23,6 +23,8 @@ class Lease : public Object {
                                              Deadline deadline,
                                              skv_load_result& loaded);
   explicit Lease(std::shared_ptr<Context> context);
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
   ~Lease() override;  // gives back what an open that failed half-way had got
 
   Result<skv_leased_layer> layer(uint32_t sentence, uint32_t layer) const;

@@ -45,6 +45,8 @@ class Session : public Object {
   };
   static Result<std::shared_ptr<Session>> open(Options options);
   explicit Session(Options options);
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
   ~Session() override;
 
   void close();

@@ -48,6 +48,8 @@ extern "C" {
 #define SKV_API
 #endif
 
+/* C's names, not those of the C++ sources. NOLINTBEGIN(readability-identifier-naming) */
+
 /* ---- errors ---------------------------------------------------------------------------------- */
 
 enum {
@@ -602,6 +604,8 @@ SKV_API int skv_wait(skv_session session,
                      skv_ticket ticket,
                      uint32_t timeout_ms,
                      skv_load_result* result);
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #ifdef __cplusplus
 }

@@ -41,6 +41,7 @@ struct Core {
   explicit Core(const Parts& parts);
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
+  ~Core() = default;
 
   const Config& config;
   Loop& loop;

@@ -189,7 +189,7 @@ Placement::State::ReadStart Placement::State::start_read(const ChunkId& id, Want
   read.first_chunk = id.chunk;
   read.chunks = {parts.host->bytes(sentence->space, *extent)};
   read.urgent = !background;
-  read.done = [token = std::weak_ptr<State*>(alive), id, background](Result<void> result) {
+  read.done = [token = std::weak_ptr<State*>(alive), id, background](const Result<void>& result) {
     const auto state = token.lock();
     if (state == nullptr) return;
     if (background) --(*state)->background_in_flight;

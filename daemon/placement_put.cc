@@ -209,7 +209,7 @@ void Placement::State::finish_flushes() {
     // What is on NVMe now is durable when the store says so; what comes after may not be.
     const uint64_t on_nvme = count_on_nvme(ready.space);
     parts.nvme->flush([token = std::weak_ptr<State*>(alive), space = ready.space, on_nvme,
-                       done = std::move(ready.done)](Result<void> result) {
+                       done = std::move(ready.done)](const Result<void>& result) {
       const auto state = token.lock();
       if (state == nullptr) return;
       const Turn turn(**state);

@@ -194,7 +194,7 @@ Placement::State::WriteStart Placement::State::start_write(Sentence& sentence, B
   }
   const bool with_vectors = put.vectors != nullptr;
   put.done = [token = std::weak_ptr<State*>(alive), uid = sentence.uid,
-              with_vectors](Result<void> result) {
+              with_vectors](const Result<void>& result) {
     const auto state = token.lock();
     if (state == nullptr) return;
     if (Body* written = (*state)->find_body(uid); written != nullptr && result.ok()) {

@@ -87,7 +87,8 @@ void Placement::State::start_vectors_reads() {
       continue;
     }
     const BodyReadOutcome outcome = parts.nvme->read_vectors(
-        sentence->key, [token = std::weak_ptr<State*>(alive), uid = uid](Result<VectorsBlob> blob) {
+        sentence->key,
+        [token = std::weak_ptr<State*>(alive), uid = uid](const Result<VectorsBlob>& blob) {
           if (const auto state = token.lock()) (*state)->on_vectors(uid, blob);
         });
     if (outcome == BodyReadOutcome::kBusy) {

@@ -28,7 +28,7 @@ Result<std::optional<gid_t>> find_group(const std::string& name) {
   }
   group entry{};
   group* found = nullptr;
-  std::vector<char> buffer(16 * 1024);
+  std::vector<char> buffer(size_t{16} * 1024);
   if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 ||
       found == nullptr) {
     return Error{ErrorCode::kInvalidArgument,

@@ -199,9 +199,9 @@ ContextsPage contexts_json(const Core& core, const Space& space, uint32_t first)
         page.next = index - 1;
         return page;
       }
-      const auto windows =
-          std::count_if(session->windows.begin(), session->windows.end(),
-                        [&](const auto& entry) { return entry.second.context == context_id; });
+      const auto windows = std::count_if(
+          session->windows.begin(), session->windows.end(),
+          [id = context_id](const auto& entry) { return entry.second.context == id; });
       page.contexts.push_back(
           {{"context", raw(context_id)},
            {"session", raw(id)},

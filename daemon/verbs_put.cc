@@ -80,7 +80,7 @@ void put_reserve(Core& core, Session& session, const PutReserve& message, const 
     request.sentences.push_back(context->describe(core.directory, message.first_sentence + i));
   }
   const SessionId id = session.id;
-  request.done = [&core, id, context, reply](std::vector<Placement::PutReservation> made) {
+  request.done = [&core, id, context, reply](const std::vector<Placement::PutReservation>& made) {
     Session* const owner = core.find_session(id);
     if (owner == nullptr) {
       return;

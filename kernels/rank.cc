@@ -155,7 +155,7 @@ class Ranking {
       uint16_t scale_m = 0;
       std::memcpy(&scale_m,
                   area + size_t{in_page / kTileSentences} * tile_bytes +
-                      RankAreaLayout::scale_m(view_.k_dim) + in_page % kTileSentences * 2,
+                      RankAreaLayout::scale_m(view_.k_dim) + size_t{in_page % kTileSentences} * 2,
                   sizeof scale_m);
       job.fine =
           area + RankAreaLayout::fine(view_.kind, view_.k_dim) + size_t{view_.k_dim} * at.fine_unit;
@@ -275,6 +275,7 @@ class Ranking {
 
 }  // namespace
 
+// The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void RankScratch::reserve(uint32_t sentence_count,
                           uint32_t block_total,
                           uint32_t query_count,

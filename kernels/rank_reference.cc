@@ -61,7 +61,8 @@ int residual_of(const std::byte* tiles, uint32_t k_dim, uint32_t runs, uint32_t 
 // Neighbours first: ((0 + 1) + (2 + 3)) + ..; `count` is a power of two.
 float sum_of_neighbours(float* values, uint32_t count) {
   for (; count > 1; count /= 2) {
-    for (uint32_t i = 0; i < count / 2; ++i) values[i] = values[2 * i] + values[2 * i + 1];
+    for (uint32_t i = 0; i < count / 2; ++i)
+      values[i] = values[size_t{2} * i] + values[size_t{2} * i + 1];
   }
   return values[0];
 }

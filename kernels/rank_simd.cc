@@ -22,6 +22,7 @@
 #else
 #define SKV_UNROLL _Pragma("GCC unroll 4")
 #endif
+// `q` is declared. NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define SKV_EACH_QUERY(q) SKV_UNROLL for (size_t q = 0; q < kQueries; ++q)
 
 // 16 lanes, in vectors of 4, 8 or 16. Without fma, or with vectors whose length is not known when

@@ -26,6 +26,8 @@ class ChecksumStream {
  public:
   ChecksumStream();
   ~ChecksumStream();
+  ChecksumStream(const ChecksumStream&) = delete;
+  ChecksumStream& operator=(const ChecksumStream&) = delete;
   ChecksumStream(ChecksumStream&&) noexcept;
   ChecksumStream& operator=(ChecksumStream&&) noexcept;
 

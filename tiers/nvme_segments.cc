@@ -218,7 +218,7 @@ bool NvmeStoreImpl::start_cleaning(uint64_t gain_min) {
   if (!victim) {
     return false;
   }
-  cleaning_.emplace();
+  cleaning_ = Cleaning{};
   cleaning_->victim = *victim;
   ++log_.at(*victim).io;
   const std::vector<NvmeLog::Slot> slots = log_.at(*victim).slots;

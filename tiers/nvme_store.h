@@ -24,6 +24,10 @@ class Disk;
 // Errors  as BodyStore. After a failed flush the store is read-only until it is opened again.
 class NvmeStore : public BodyStore {
  public:
+  NvmeStore() = default;
+  NvmeStore(const NvmeStore&) = delete;
+  NvmeStore& operator=(const NvmeStore&) = delete;
+
   enum class Backend : uint8_t { kAuto = 0, kUring = 1, kThreads = 2 };
 
   struct Options {

@@ -29,6 +29,8 @@ namespace skv {
 class NvmeStoreImpl final : public NvmeStore {
  public:
   NvmeStoreImpl(std::unique_ptr<JobRunner> runner, NvmeMeta meta, const Options& options);
+  NvmeStoreImpl(const NvmeStoreImpl&) = delete;
+  NvmeStoreImpl& operator=(const NvmeStoreImpl&) = delete;
   ~NvmeStoreImpl() override;
 
   void restore(NvmeRecovery recovery);

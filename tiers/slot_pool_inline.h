@@ -18,6 +18,8 @@ class InlineSlotPool final : public SlotPool {
     bool hold_completions = false;         // until release_completions(): a slow device
   };
   explicit InlineSlotPool(const Options& options);
+  InlineSlotPool(const InlineSlotPool&) = delete;
+  InlineSlotPool& operator=(const InlineSlotPool&) = delete;
   ~InlineSlotPool() override;
 
   const char* kind() const override { return "emulated"; }

@@ -44,9 +44,18 @@ class CopyRunner {
   };
   CopyRunner(Hooks hooks, DataCounters& counters) : hooks_(std::move(hooks)), counters_(counters) {}
 
-  void add(CopyTask task) { add(task.session, std::move(task)); }
-  void add(DeriveTask task) { add(task.session, std::move(task)); }
-  void add(CopyVectorsTask task) { add(task.session, std::move(task)); }
+  void add(CopyTask task) {
+    const SessionId session = task.session;
+    add(session, std::move(task));
+  }
+  void add(DeriveTask task) {
+    const SessionId session = task.session;
+    add(session, std::move(task));
+  }
+  void add(CopyVectorsTask task) {
+    const SessionId session = task.session;
+    add(session, std::move(task));
+  }
 
   // At least one unit of the session whose turn it is, then more until the slice ends. True: there
   // is more to do.

@@ -34,7 +34,7 @@ class LatencyHistogram {
   }
 
  private:
-  static constexpr size_t kBuckets = 8 * 32;
+  static constexpr size_t kBuckets = size_t{8} * 32;
   static size_t bucket_of(uint64_t value) {
     if (value < 8) return value;
     const int exponent = 63 - std::countl_zero(value);  // >= 3

@@ -93,6 +93,7 @@ uint64_t Window::slot_offset(uint32_t layer, uint32_t head, uint32_t slot) const
          (uint64_t{head} * options_.resident_blocks + slot) * feed_->layout().block_bytes(layer);
 }
 
+// In the order of the table's key. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void Window::publish(uint32_t layer,
                      uint64_t version,
                      uint32_t covered_to,

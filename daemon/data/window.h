@@ -102,7 +102,7 @@ class Window {
   OpenWindow options_;
   std::shared_ptr<Feed> feed_;
   bool slots_in_host_;
-  uint32_t slot_unit_bytes_ = 0;
+  uint32_t slot_unit_bytes_ = 1;
   uint64_t slots_bytes_ = 0;
   uint64_t tables_bytes_ = 0;
   std::vector<Layer> layers_;

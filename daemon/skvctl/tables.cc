@@ -139,6 +139,7 @@ std::string contexts_table(const json& contexts) {
   lines.emplace_back(kKeys.begin(), kKeys.end());
   for (const json& context : contexts) {
     std::vector<std::string> line;
+    line.reserve(kKeys.size());
     for (const char* key : kKeys) {
       line.push_back(context.contains(key) ? text(context.at(key)) : "-");
     }

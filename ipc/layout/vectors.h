@@ -63,7 +63,7 @@ constexpr float log_code_factor(uint8_t code) {
 constexpr float log_code_square(uint8_t code) {
   if (code == 0) return 0.0F;
   const uint32_t below = 255U - code;
-  return detail::scaled_down(detail::kSixteenthPowers[(below & 7U) * 2U], below >> 3);
+  return detail::scaled_down(detail::kSixteenthPowers[size_t{below & 7U} * 2U], below >> 3);
 }
 
 // Runs of a sentence, and runs that its tiles have room for.

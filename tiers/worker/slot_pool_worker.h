@@ -29,6 +29,8 @@ class WorkerSlotPool final : public SlotPool {
 
   // kUnsupported, by name, for a kind that this build's worker does not serve.
   static Result<std::unique_ptr<SlotPool>> create(const SlotPoolOptions& options);
+  WorkerSlotPool(const WorkerSlotPool&) = delete;
+  WorkerSlotPool& operator=(const WorkerSlotPool&) = delete;
   ~WorkerSlotPool() override;
 
   const char* kind() const override { return options_.kind.c_str(); }
