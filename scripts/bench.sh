@@ -30,7 +30,7 @@ for bench in build/release/bin/bench_* tests/bench/bench_*.py; do
   if [ ${#names[@]} -gt 0 ] && [[ " ${names[*]} " != *" $name "* ]]; then continue; fi
   echo "== $name"
   run=("$bench")
-  [ "$bench" = "${bench%.py}" ] || run=(.venv/bin/python "$bench")
+  [ "$bench" = "${bench%.py}" ] || run=(tests/bench/run.sh "$PWD/$bench")
   "${run[@]}" "${quick[@]}" --json "$parts/$name.json"
 done
 [ -z "$json" ] || python3 -c '
