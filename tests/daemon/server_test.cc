@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
+#include <thread>
 
 #include "tests/daemon/daemon_fixture.h"
 #include "tests/daemon/test_engine.h"
@@ -114,6 +116,17 @@ TEST_F(ServerTest, SessionsHaveALimit) {
   EXPECT_EQ(beyond.error().message, "sessions.max: 6 of 6 in use");
 }
 
+// True once `client`'s session is the only one: what a closed one held is given back after its
+// close.
+bool alone(RawClient& client) {
+  for (int i = 0; i < 2000; ++i) {
+    const nlohmann::json stat = client.stat();
+    if (stat.is_null() || stat.at("sessions").at("open") == 1) return !stat.is_null();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
 TEST_F(ServerTest, GarbageEndsItsSessionAndNoOther) {
   RawClient good;
   ASSERT_TRUE(good.open(socket()));
@@ -128,6 +141,7 @@ TEST_F(ServerTest, GarbageEndsItsSessionAndNoOther) {
     bad.send_bytes(bytes);
     EXPECT_TRUE(bad.closed_by_daemon()) << bytes.size() << " bytes";
     bad.close();
+    ASSERT_TRUE(alone(good));
   }
   // A request cut short, and one with bytes behind it.
   for (const int change : {-1, 1}) {
