@@ -100,6 +100,7 @@ struct SlotPoolOptions {
   std::array<uint8_t, 16> device_uuid{};
   uint64_t budget_bytes = 0;
   std::string worker_program;  // path of skvd; empty: /proc/self/exe
+  uint32_t hang_ms = 10'000;   // a worker that owes an answer and gives none for so long is dead
 };
 
 // 8-4-4-4-12 hexadecimal digits.

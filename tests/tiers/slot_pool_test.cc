@@ -163,6 +163,38 @@ TEST_F(WorkerPoolTest, AWorkerThatDiesAgainAndAgainIsNotStartedForEver) {
   EXPECT_EQ(refused, ErrorCode::kStale);
 }
 
+TEST_F(WorkerPoolTest, AWorkerThatHangsIsDead) {
+  SlotPoolOptions options = worker_options(1 << 20);
+  options.hang_ms = 100;
+  pool_ = make_slot_pool(options).value();
+  worker_pool_ = static_cast<WorkerSlotPool*>(pool_.get());
+  UniqueFd arena = create_shared_memory("test-arena", 4096).value();
+  ASSERT_TRUE(pool_->map_arena(SpaceId{1}, arena.get(), 4096).ok());
+  ASSERT_TRUE(pool_->create_slab(PoolTicket{1}, 4096).ok());
+  const SlotPool::Poll created =
+      poll_until([](const auto& all) { return !all.completions.empty(); });
+  ASSERT_TRUE(created.completions.at(0).status.ok());
+
+  ::kill(worker_pool_->worker_pid(), SIGSTOP);
+  const std::vector<SlotPool::Move> moves{{0, 0, 64}};
+  ASSERT_EQ(pool_->submit(PoolTicket{2}, SpaceId{1}, created.completions[0].slab->id, moves), 1U);
+  const SlotPool::Poll lost = poll_until([](const auto& all) { return all.lost.has_value(); });
+  ASSERT_TRUE(lost.lost);
+  EXPECT_NE(lost.lost->find("no answer for 100 ms"), std::string::npos) << *lost.lost;
+  ASSERT_EQ(lost.completions.size(), 1U);
+  EXPECT_EQ(lost.completions[0].status.error().code, ErrorCode::kStale);
+
+  // One that owes nothing is left alone, however long.
+  ASSERT_TRUE(pool_->create_slab(PoolTicket{3}, 4096).ok());
+  poll_until([](const auto& all) { return !all.completions.empty(); });
+  const pid_t idle = worker_pool_->worker_pid();
+  for (int i = 0; i < 40; ++i) {
+    ::usleep(10'000);
+    EXPECT_FALSE(pool_->poll().lost);
+  }
+  EXPECT_EQ(worker_pool_->worker_pid(), idle);
+}
+
 // Goal: no worker outlives its daemon, however that dies.
 // Method: a child process starts a worker and is killed; the worker's pidfd tells.
 TEST_F(WorkerPoolTest, TheWorkerGoesWhenTheDaemonDies) {

@@ -2,8 +2,11 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <ctime>
 #include <utility>
@@ -68,8 +71,18 @@ Result<void> WorkerSlotPool::start() {
   starts_ns_.push_back(now);
   Result<std::unique_ptr<Worker>> spawned = spawn();
   if (!spawned.ok()) return spawned.error();
+  ticks_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  if (!ticks_) return os_error("timerfd_create of the device worker");
+  itimerspec period{};
+  period.it_interval.tv_sec = options_.hang_ms / 1000;
+  period.it_interval.tv_nsec = static_cast<int64_t>(options_.hang_ms % 1000) * 1'000'000;
+  period.it_value = period.it_interval;
+  if (::timerfd_settime(ticks_.get(), 0, &period, nullptr) != 0) {
+    return os_error("timerfd_settime of the device worker");
+  }
   worker_ = std::move(spawned).value();
   frames_wait_ = false;
+  watch(ticks_.get(), EPOLLIN);
   watch(worker_->socket.fd(), EPOLLIN);
   watch(worker_->daemon_doorbell.get(), EPOLLIN);
   watch(worker_->process.pidfd(), EPOLLIN);
@@ -255,13 +268,17 @@ size_t WorkerSlotPool::submit(PoolTicket ticket,
 
 SlotPool::Poll WorkerSlotPool::poll() {
   // Everything that can be new has rung a descriptor of the set: one system call in the usual case.
-  epoll_event event{};
-  if (::epoll_wait(epoll_.get(), &event, 1, 0) <= 0) return {};
+  std::array<epoll_event, 5> events{};
+  const int ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), 0);
+  if (ready <= 0) return {};
+  const bool ticked = std::any_of(events.begin(), events.begin() + ready,
+                                  [&](const auto& event) { return event.data.fd == ticks_.get(); });
   if (worker_) {
     drain_doorbell(worker_->daemon_doorbell.get());
     Result<void> outcome = take_done();
     if (outcome.ok()) outcome = flush();
     if (outcome.ok()) outcome = read_socket();
+    if (outcome.ok() && ticked) outcome = tick();
     if (!outcome.ok()) {
       lose(outcome.error().message);
     } else if (std::optional<std::string> ended = worker_->process.ended(); ended) {
@@ -285,6 +302,7 @@ Result<void> WorkerSlotPool::take_done() {
       return Error{ErrorCode::kProtocol, "the worker answered a batch that nobody gave it"};
     }
     batch->done = true;
+    ++worker_->answers;
     Result<void> status;
     if (done.status != 0) {
       status = Error{static_cast<ErrorCode>(done.status), "the device worker refused a batch"};
@@ -294,6 +312,19 @@ Result<void> WorkerSlotPool::take_done() {
       worker_->in_flight.pop_front();
     }
   }
+}
+
+// Two ticks with an answer owed at both and none between them: it hangs.
+Result<void> WorkerSlotPool::tick() {
+  uint64_t expirations = 0;
+  if (::read(ticks_.get(), &expirations, sizeof expirations) <= 0) return {};
+  const bool owes = !worker_->in_flight.empty() || !worker_->creating.empty();
+  if (owes && worker_->answers_before == worker_->answers) {
+    return Error{ErrorCode::kStale, "device worker: no answer for " +
+                                        std::to_string(options_.hang_ms) + " ms, it is killed"};
+  }
+  worker_->answers_before = owes ? std::optional(worker_->answers) : std::nullopt;
+  return {};
 }
 
 Result<void> WorkerSlotPool::read_socket() {
@@ -313,6 +344,7 @@ Result<void> WorkerSlotPool::read_socket() {
 Result<void> WorkerSlotPool::handle(Frame& frame) {
   const auto verb = static_cast<WorkerVerb>(frame.header.verb);
   const Result<Empty> reply = decode_reply<Empty>(frame.header, frame.body);
+  ++worker_->answers;
   if (verb == WorkerVerb::kStart) {
     if (!reply.ok()) return reply.error();
     return {};
@@ -349,6 +381,7 @@ void WorkerSlotPool::lose(const std::string& reason) {
   ring_doorbell(pending_doorbell_.get());
   used_bytes_ = 0;
   worker_.reset();  // kills it if it still runs; closed descriptors leave the epoll set
+  ticks_.reset();
   frames_wait_ = false;
 }
 

@@ -22,6 +22,7 @@ namespace skv {
 //
 // The worker is started by the first create_slab, and again by the first one after it died; after
 // kStartsMax starts within kStartsWindowNs create_slab refuses with kStale until the window passed.
+// One that hangs is killed after one to two times `hang_ms` without an answer.
 class WorkerSlotPool final : public SlotPool {
  public:
   static constexpr size_t kStartsMax = 8;
@@ -83,6 +84,8 @@ class WorkerSlotPool final : public SlotPool {
     std::deque<Batch> in_flight;                     // in order of the batch area
     std::unordered_map<uint64_t, NewSlab> creating;  // by ticket
     std::unordered_map<SlabId, uint64_t> slabs;      // bytes
+    uint64_t answers = 0;                            // ever
+    std::optional<uint64_t> answers_before;          // at the last tick, if one was owed then
   };
 
   explicit WorkerSlotPool(SlotPoolOptions options) : options_(std::move(options)) {}
@@ -94,11 +97,13 @@ class WorkerSlotPool final : public SlotPool {
   Result<void> read_socket();
   Result<void> handle(Frame& frame);
   Result<void> take_done();
+  Result<void> tick();
   void lose(const std::string& reason);
   std::optional<std::pair<uint32_t, uint32_t>> room_for(uint32_t moves) const;
 
   SlotPoolOptions options_;
   UniqueFd epoll_;
+  UniqueFd ticks_;             // a timer, while there is a worker
   UniqueFd pending_doorbell_;  // rung when pending_ gets something outside poll()
   std::vector<std::pair<SpaceId, Arena>> arenas_;
   std::unique_ptr<Worker> worker_;  // none: not started, or died
