@@ -37,11 +37,13 @@ Result<Session::Options> session_options(const skv_session_options* given) {
     SKV_TRY(read, read_struct(given, "skv_session_options"));
     from = read;
   }
-  if (from.reserved != 0) return invalid("skv_session_options::reserved must be 0");
   Session::Options options;
   options.connect_timeout_ms =
       from.connect_timeout_ms == 0 ? kConnectTimeoutMs : from.connect_timeout_ms;
   options.call_timeout_ms = from.call_timeout_ms;
+  if (from.spin_us != 0) {
+    options.connection.spin_us = from.spin_us == SKV_SPIN_NEVER ? 0 : from.spin_us;
+  }
   options.connection.path = socket_path(from.socket_path);
   options.connection.client_name =
       from.client_name != nullptr ? from.client_name : program_invocation_short_name;

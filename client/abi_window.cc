@@ -1,6 +1,8 @@
 // skv.h: window, load, flush, stat, wait.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "client/abi_handles.h"
 #include "client/lease.h"
@@ -8,6 +10,7 @@
 #include "client/window.h"
 
 using namespace skv::client;  // NOLINT: this file is the border of that namespace
+using skv::PrefetchRow;
 using skv::Result;
 using skv::Verb;
 
@@ -43,6 +46,76 @@ skv::Load load_of(const skv_load_options& from) {
   load.layer_count = from.layer_count;
   load.deadline_ms = from.deadline_ms;
   return load;
+}
+
+// What all forms of prefetch have in common: their options checked, as an entry.
+struct Submission {
+  skv::SubmissionEntry entry{};
+  std::span<const std::byte> query;
+  Deadline deadline;
+};
+Result<Submission> submission(const Window& window,
+                              uint32_t row_count,
+                              const float* query,
+                              uint64_t query_bytes,
+                              const skv_prefetch_options* options) {
+  if (query == nullptr) return invalid("query is NULL");
+  skv_prefetch_options from{};
+  if (options != nullptr) {
+    SKV_TRY(read, read_struct(options, "skv_prefetch_options"));
+    from = read;
+  }
+  if (from.cold > SKV_COLD_WAIT) {
+    return invalid("skv_prefetch_options::cold is " + std::to_string(from.cold) +
+                   ", allowed are 0 and 1");
+  }
+  const Model& model = *window.context()->model();
+  const uint32_t layers = model.layout().layer_count();
+  if (from.layer_count == 0 && from.first_layer < layers) {
+    from.layer_count = layers - from.first_layer;
+  }
+  SKV_TRY(expected, model.query_bytes(from.first_layer, from.layer_count));
+  if (query_bytes != row_count * expected) {
+    return invalid("queries over layers [" + std::to_string(from.first_layer) + ", + " +
+                   std::to_string(from.layer_count) + ") have " + std::to_string(expected) +
+                   " bytes, " + std::to_string(query_bytes) + " were given for " +
+                   std::to_string(row_count) + (row_count == 1 ? " row" : " rows"));
+  }
+  Submission made;
+  made.entry.verb = static_cast<uint32_t>(skv::ChannelVerb::kPrefetch);
+  made.entry.first_layer = from.first_layer;
+  made.entry.layer_count = from.layer_count;
+  made.entry.cold = from.cold;
+  made.entry.deadline_us = from.deadline_us;
+  made.query = std::as_bytes(std::span(query, query_bytes / sizeof(float)));
+  made.deadline = window.context()->session()->call_deadline(from.timeout_ms);
+  return made;
+}
+
+skv::Error row_error(const Window& window, int32_t status) {
+  return skv::Error{static_cast<skv::ErrorCode>(status),
+                    "prefetch of window " + std::to_string(window.opened().window) +
+                        " ended with " + skv_error_name(-status)};
+}
+
+skv_prefetch_result prefetch_result(const PrefetchRow& row, const skv::CompletionEntry& done) {
+  skv_prefetch_result out{};
+  out.covered_to = row.covered_to;
+  out.version = row.version;
+  out.bytes_moved = row.bytes_moved;
+  out.hits_device = row.hits_device;
+  out.hits_host = row.hits_host;
+  out.hits_nvme = row.hits_nvme;
+  out.misses = row.misses;
+  out.read_blocks = row.read_blocks;
+  out.unread_mass = row.unread_mass;
+  out.daemon_us = done.daemon_ns / 1000;
+  out.status = -row.status;
+  out.rank_ns = done.rank_ns;
+  out.cut_ns = done.cut_ns;
+  out.write_ns = done.write_ns;
+  out.daemon_ns = done.daemon_ns;
+  return out;
 }
 
 }  // namespace
@@ -87,50 +160,79 @@ int skv_prefetch(skv_window window,
                  const skv_prefetch_options* options,
                  skv_prefetch_result* result) {
   return guarded([&]() -> Result<void> {
-    if (query == nullptr) return invalid("query is NULL");
     SKV_CHECK_OK(check_out_struct(result, "skv_prefetch_result"));
-    skv_prefetch_options from{};
-    if (options != nullptr) {
-      SKV_TRY(read, read_struct(options, "skv_prefetch_options"));
-      from = read;
-    }
-    if (from.cold > SKV_COLD_WAIT) {
-      return invalid("skv_prefetch_options::cold is " + std::to_string(from.cold) +
-                     ", allowed are 0 and 1");
-    }
     SKV_TRY(found, find<Window>(window));
-    const Model& model = *found->context()->model();
-    const uint32_t layers = model.layout().layer_count();
-    if (from.layer_count == 0 && from.first_layer < layers) {
-      from.layer_count = layers - from.first_layer;
-    }
-    SKV_TRY(expected, model.query_bytes(from.first_layer, from.layer_count));
-    if (query_bytes != expected) {
-      return invalid("a query over layers [" + std::to_string(from.first_layer) + ", + " +
-                     std::to_string(from.layer_count) + ") has " + std::to_string(expected) +
-                     " bytes, " + std::to_string(query_bytes) + " were given");
-    }
-    skv::SubmissionEntry entry{};
-    entry.first_layer = from.first_layer;
-    entry.layer_count = from.layer_count;
-    entry.cold = from.cold;
-    entry.deadline_us = from.deadline_us;
+    SKV_TRY(entry, submission(*found, 1, query, query_bytes, options));
+    PrefetchRow row{};
     SKV_TRY(done,
-            found->prefetch(entry, std::as_bytes(std::span(query, query_bytes / sizeof(float))),
-                            found->context()->session()->call_deadline(from.timeout_ms)));
-    skv_prefetch_result out{};
-    out.covered_to = done.covered_to;
-    out.version = done.version;
-    out.bytes_moved = done.bytes_moved;
-    out.hits_device = done.hits_device;
-    out.hits_host = done.hits_host;
-    out.hits_nvme = done.hits_nvme;
-    out.misses = done.misses;
-    out.read_blocks = done.read_blocks;
-    out.unread_mass = done.unread_mass;
-    out.daemon_us = done.daemon_us;
-    write_struct(result, out);
+            Window::prefetch({&found, 1}, {&row, 1}, entry.entry, entry.query, entry.deadline));
+    if (done.status != 0) return row_error(*found, row.status != 0 ? row.status : done.status);
+    write_struct(result, prefetch_result(row, done));
     return {};
+  });
+}
+
+int skv_confirm(skv_window window,
+                const float* query,
+                uint64_t query_bytes,
+                const skv_prefetch_options* options,
+                skv_prefetch_result* result) {
+  return skv_prefetch(window, query, query_bytes, options, result);
+}
+
+int skv_prefetch_rows(const skv_window* windows,
+                      uint32_t row_count,
+                      const float* query,
+                      uint64_t query_bytes,
+                      const skv_prefetch_options* options,
+                      skv_prefetch_result* results) {
+  return guarded([&]() -> Result<void> {
+    if (windows == nullptr) return invalid("windows is NULL");
+    if (row_count == 0 || row_count > skv::kPrefetchRowsMax) {
+      return invalid("row_count is " + std::to_string(row_count) + ", allowed are 1 to " +
+                     std::to_string(skv::kPrefetchRowsMax));
+    }
+    if (results == nullptr) return invalid("results is NULL");
+    std::vector<std::shared_ptr<Window>> found;
+    for (uint32_t i = 0; i < row_count; ++i) {
+      SKV_CHECK_OK(check_out_struct(results + i, "skv_prefetch_result"));
+      SKV_TRY(one, find<Window>(windows[i]));
+      if (std::find(found.begin(), found.end(), one) != found.end()) {
+        return invalid("windows[" + std::to_string(i) + "] is there twice");
+      }
+      found.push_back(one);
+    }
+    SKV_TRY(entry, submission(*found[0], row_count, query, query_bytes, options));
+    std::vector<PrefetchRow> rows(row_count);
+    SKV_TRY(done, Window::prefetch(found, rows, entry.entry, entry.query, entry.deadline));
+    // Refused as a whole: no row was written.
+    const bool refused = std::all_of(rows.begin(), rows.end(),
+                                     [](const PrefetchRow& row) { return row.status == 0; }) &&
+                         done.status != 0;
+    const Window* failed = nullptr;
+    int32_t status = refused ? done.status : 0;
+    for (uint32_t i = 0; i < row_count; ++i) {
+      if (refused) rows[i].status = done.status;
+      if (failed == nullptr && rows[i].status != 0) {
+        failed = found[i].get();
+        status = rows[i].status;
+      }
+      write_struct(results + i, prefetch_result(rows[i], done));
+    }
+    if (failed != nullptr) return row_error(*failed, status);
+    return {};
+  });
+}
+
+int skv_guess(skv_window window,
+              const float* query,
+              uint64_t query_bytes,
+              const skv_prefetch_options* options) {
+  return guarded([&]() -> Result<void> {
+    SKV_TRY(found, find<Window>(window));
+    SKV_TRY(entry, submission(*found, 1, query, query_bytes, options));
+    entry.entry.verb = static_cast<uint32_t>(skv::ChannelVerb::kGuess);
+    return found->guess(entry.entry, entry.query, entry.deadline);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "client/abi.h"
+#include "client/channel.h"
 #include "ipc/os_error.h"
 
 namespace skv::client {
@@ -62,6 +63,7 @@ bool Connection::in_own_process() const { return process_ == ::getpid(); }
 Result<std::shared_ptr<Connection>> Connection::open(const Options& options, Deadline deadline) {
   SKV_TRY(socket, connect_to(options.path));
   std::shared_ptr<Connection> connection(new Connection(std::move(socket)));
+  connection->spin_us_ = options.spin_us;
   if (!connection->writer_.valid()) return os_error("dup of the control socket");
   if (Result<void> hello = connection->say_hello(options, deadline); !hello.ok()) {
     connection->end(hello.error());
@@ -100,10 +102,36 @@ Result<void> Connection::say_hello(const Options& options, Deadline deadline) {
 OperationPtr Connection::begin(Verb verb) {
   auto operation = std::make_shared<Operation>();
   operation->verb = verb;
-  const std::lock_guard lock(mutex_);
-  operation->ticket = next_ticket_++;
-  pending_.emplace(operation->ticket, operation);
+  operation->ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
   return operation;
+}
+
+// Its reply will come by the socket.
+void Connection::await(const OperationPtr& operation) {
+  const std::lock_guard lock(mutex_);
+  pending_.emplace(operation->ticket, operation);
+}
+
+// False: by the socket then.
+Result<bool> Connection::submit_by_channel(const OperationPtr& operation,
+                                           std::span<const uint8_t> frame,
+                                           Deadline deadline) {
+  switch (operation->verb) {
+    case Verb::kPutWrite:
+    case Verb::kPutCommit:
+    case Verb::kPutCancel:
+    case Verb::kLoad:
+    case Verb::kRelease:
+      break;
+    default:
+      return false;
+  }
+  if (!in_own_process() || !alive()) return false;  // send() says so
+  Result<std::shared_ptr<ThreadChannel>> channel =
+      ThreadChannel::of_this_thread(shared_from_this(), 0, deadline);
+  // Without one, as with the 65th thread, everything goes by the socket.
+  if (!channel.ok()) return false;
+  return channel.value()->submit(operation, frame);
 }
 
 void Connection::forget(const OperationPtr& operation) {
@@ -159,6 +187,7 @@ Result<void> Connection::read_one(Deadline deadline, bool& got, Frame& frame) {
 }
 
 Result<void> Connection::wait(const OperationPtr& operation, Deadline deadline) {
+  if (operation->channel) return operation->channel->wait(operation, deadline);
   std::unique_lock lock(mutex_);
   while (!operation->done) {
     if (reading_) {
@@ -243,6 +272,7 @@ bool Connection::window_lost(uint32_t window) {
 }
 
 void Connection::abandon(const OperationPtr& operation) {
+  if (operation->channel) return operation->channel->abandon(operation);
   std::unique_lock lock(mutex_);
   operation->abandoned = true;
   if (!operation->done || operation->error || operation->frame.header.status != 0) return;

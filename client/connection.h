@@ -24,11 +24,14 @@
 
 namespace skv::client {
 
-// One request and, once it is done, its answer. Fields behind `verb` belong to the connection's
-// mutex until done.
+class ThreadChannel;
+
+// One request and, once it is done, its answer. Fields behind `channel` belong to the mutex of the
+// connection, or of the channel that it went by, until done.
 struct Operation {
   Verb verb{};
   uint64_t ticket = 0;
+  std::shared_ptr<ThreadChannel> channel;  // null: it went by the socket
   bool done = false;
   bool abandoned = false;      // nobody will look: a late reply is undone
   std::optional<Error> error;  // the connection ended before the reply
@@ -46,12 +49,13 @@ using OperationPtr = std::shared_ptr<Operation>;
 //         kTimeout from wait(): the operation goes on; wait again or abandon it.
 // Owns    the socket and the read-only mapping of the space's host memory, which holds and leases
 //         share.
-class Connection {
+class Connection : public std::enable_shared_from_this<Connection> {
  public:
   struct Options {
     std::string path;
     std::string client_name;
     std::array<uint8_t, 16> client_instance{};
+    std::optional<uint32_t> spin_us;  // of waits on channels, at most; none: by the number of cores
   };
 
   static Result<std::shared_ptr<Connection>> open(const Options& options, Deadline deadline);
@@ -65,10 +69,13 @@ class Connection {
   const std::shared_ptr<MappedMemory>& host() const { return host_; }  // null: no host memory
   const std::shared_ptr<MappedMemory>& staging() const { return staging_; }
   int staging_fd() const { return staging_fd_.get(); }
+  const std::optional<uint32_t>& spin_us() const { return spin_us_; }
   int socket() const { return reader_.fd(); }  // for POLLHUP only
   bool alive() const { return !dead_.load(std::memory_order_acquire); }
   bool in_own_process() const;  // false in a forked child: leave the socket alone
 
+  // By the calling thread's channel where the verb is one of every step and a place is free there,
+  // else by the socket: the same frame, served by the same handler.
   template <typename Message>
   Result<OperationPtr> submit(Verb verb,
                               const Message& message,
@@ -77,6 +84,10 @@ class Connection {
     OperationPtr operation = begin(verb);
     const std::vector<uint8_t> frame =
         encode_request(verb, Ticket{operation->ticket}, message, static_cast<uint16_t>(fds.size()));
+    Result<bool> by_channel = submit_by_channel(operation, frame, deadline);
+    if (!by_channel.ok()) return by_channel.error();
+    if (by_channel.value()) return operation;
+    await(operation);
     if (Result<void> sent = send(frame, fds, deadline); !sent.ok()) {
       forget(operation);
       return sent.error();
@@ -119,6 +130,8 @@ class Connection {
     if (operation.ok()) abandon(operation.value());
   }
 
+  // Gives back what the answer to an abandoned request opened.
+  void undo(const Operation& late);
   // Hands out what has arrived, without waiting, unless another thread reads.
   void take_arrived() { drain(); }
   // Everything pending ends with `why`; the first call counts.
@@ -134,17 +147,21 @@ class Connection {
   explicit Connection(UniqueFd socket);
   Result<void> say_hello(const Options& options, Deadline deadline);
   OperationPtr begin(Verb verb);
+  Result<bool> submit_by_channel(const OperationPtr& operation,
+                                 std::span<const uint8_t> frame,
+                                 Deadline deadline);
+  void await(const OperationPtr& operation);
   void forget(const OperationPtr& operation);
   Result<void> send(std::span<const uint8_t> frame, std::span<const int> fds, Deadline deadline);
   Result<void> read_one(Deadline deadline, bool& got, Frame& frame);
   void drain();
   void dispatch(Frame frame);
   void dispatch_event(const Frame& frame);
-  void undo(const Operation& late);
   void end_locked(const Error& why);
 
   const uint64_t serial_;
   const pid_t process_;
+  std::optional<uint32_t> spin_us_;
   FrameSocket reader_;  // the thread that has reading_
   FrameSocket writer_;  // under send_mutex_; a duplicate descriptor of the same socket
   std::mutex send_mutex_;
@@ -158,7 +175,7 @@ class Connection {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool reading_ = false;
-  uint64_t next_ticket_ = 1;
+  std::atomic<uint64_t> next_ticket_{1};
   std::map<uint64_t, OperationPtr> pending_;
   std::optional<Error> why_dead_;
   std::set<uint32_t> lost_windows_;

@@ -50,6 +50,7 @@ void Session::close() {
   }
   if (last) last->end(Error{ErrorCode::kCancelled, "the session was closed"});
   const std::lock_guard lock(started_mutex_);
+  for (const auto& [ticket, one] : started_) one.done.connection->abandon(one.done.operation);
   started_.clear();
 }
 

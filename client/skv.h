@@ -91,11 +91,14 @@ typedef uint64_t skv_ticket; /* of one asynchronous operation of a session; 0 is
 
 /* ---- session --------------------------------------------------------------------------------- */
 
+#define SKV_SPIN_NEVER 0xFFFFFFFFU
+
 typedef struct skv_session_options {
   uint32_t size;
   uint32_t connect_timeout_ms; /* skv_session_open, and connecting again inside calls; 0: 2000 */
   uint32_t call_timeout_ms;    /* 0: what the daemon proposes at hello (30000 if nothing) */
-  uint32_t reserved;
+  uint32_t spin_us; /* most that a wait on a channel looks before it sleeps. 0: the library's choice
+                       (20 where there are 6 cores or more, else none); SKV_SPIN_NEVER */
   const char* socket_path; /* NULL: $SKV_SOCKET, else /run/skvd/skvd.sock. Copied */
   const char* client_name; /* NULL: the program's name. For logs; at most 64 bytes. Copied */
 } skv_session_options;
@@ -471,8 +474,12 @@ typedef struct skv_prefetch_result {
   uint32_t misses;      /* wanted, not there in time: unread */
   uint32_t read_blocks; /* table entries of all (layer, head)s */
   float unread_mass;    /* estimated share of attention of all that no table entry covers */
-  uint32_t daemon_us;   /* spent in the daemon */
-  uint32_t reserved;
+  uint32_t daemon_us;   /* spent in the daemon; of it, in ns: */
+  int32_t status;       /* skv_prefetch_rows: of this row, SKV_OK or a code */
+  uint32_t rank_ns;     /* ranking, sum over the rows of the call, like the two that follow */
+  uint32_t cut_ns;      /* choosing */
+  uint32_t write_ns;    /* writing tables */
+  uint32_t daemon_ns;   /* daemon_us, finer */
 } skv_prefetch_result;
 
 /* Ranks and makes readable what matters to `query`, then publishes the tables of these layers.
@@ -485,6 +492,35 @@ SKV_API int skv_prefetch(skv_window window,
                          uint64_t query_bytes,
                          const skv_prefetch_options* options,
                          skv_prefetch_result* result);
+
+/* Many windows of one session and one model in one call: a batch of sequences. Rows are served side
+ * by side and published one by one. query: fp32 [row][layer][query head][k_dim], query_bytes of all
+ * rows. results: row_count structs, each with its size set; a row that failed has its code in
+ * `status`. Returns SKV_OK, or the first of those codes. A window may be there once. Errors as
+ * skv_prefetch; SKV_E_INVALID_ARGUMENT above SKV_PREFETCH_ROWS_MAX rows. */
+#define SKV_PREFETCH_ROWS_MAX 64
+SKV_API int skv_prefetch_rows(const skv_window* windows,
+                              uint32_t row_count,
+                              const float* query,
+                              uint64_t query_bytes,
+                              const skv_prefetch_options* options,
+                              skv_prefetch_result* results);
+
+/* Begins the moves that a prefetch with this query would make, and publishes nothing: tables stay
+ * as they are, only what a table that is no longer read (readers_done) named may leave its slot.
+ * Does not wait for the daemon, and an error there is not reported. skv_confirm, with the right
+ * query, is the prefetch that follows: it moves what the guess missed and publishes. Worth it where
+ * waiting for moves costs more than ranking twice; e.g. for the next layer, while this one
+ * computes. */
+SKV_API int skv_guess(skv_window window,
+                      const float* query,
+                      uint64_t query_bytes,
+                      const skv_prefetch_options* options);
+SKV_API int skv_confirm(skv_window window,
+                        const float* query,
+                        uint64_t query_bytes,
+                        const skv_prefetch_options* options,
+                        skv_prefetch_result* result);
 
 enum { SKV_ORIGIN_DEVICE = 0, SKV_ORIGIN_HOST = 1, SKV_ORIGIN_NVME = 2 };
 

@@ -127,21 +127,35 @@ void Window::saw_version(uint64_t version) {
   }
 }
 
-Result<CompletionEntry> Window::prefetch(SubmissionEntry entry,
-                                         std::span<const std::byte> query,
+Result<CompletionEntry> Window::prefetch(std::span<const std::shared_ptr<Window>> windows,
+                                         std::span<PrefetchRow> rows,
+                                         const SubmissionEntry& entry,
+                                         std::span<const std::byte> queries,
                                          Deadline deadline) {
-  SKV_CHECK_OK(check_fresh());
-  SKV_TRY(channel, ThreadChannel::of_this_thread(connection_, query.size(), deadline));
-  entry.verb = static_cast<uint32_t>(ChannelVerb::kPrefetch);
-  entry.window = opened_.window;
-  SKV_TRY(completion, channel->prefetch(entry, query, deadline));
-  if (completion.status != 0) {
-    return Error{static_cast<ErrorCode>(completion.status),
-                 "prefetch of window " + std::to_string(opened_.window) + " ended with " +
-                     skv_error_name(-completion.status)};
+  const std::shared_ptr<Connection>& connection = windows[0]->connection_;
+  for (size_t i = 0; i < windows.size(); ++i) {
+    SKV_CHECK_OK(windows[i]->check_fresh());
+    if (windows[i]->connection_ != connection) {
+      return invalid("windows of two connections in one prefetch: open them again");
+    }
+    rows[i] = {};
+    rows[i].window = windows[i]->opened_.window;
   }
-  saw_version(completion.version);
+  SKV_TRY(channel,
+          ThreadChannel::of_this_thread(connection, rows.size_bytes() + queries.size(), deadline));
+  SKV_TRY(completion, channel->prefetch(entry, rows, queries, deadline));
+  for (size_t i = 0; i < windows.size(); ++i) windows[i]->saw_version(rows[i].version);
   return completion;
+}
+
+Result<void> Window::guess(const SubmissionEntry& entry,
+                           std::span<const std::byte> query,
+                           Deadline deadline) {
+  SKV_CHECK_OK(check_fresh());
+  PrefetchRow row{};
+  row.window = opened_.window;
+  SKV_TRY(channel, ThreadChannel::of_this_thread(connection_, sizeof row + query.size(), deadline));
+  return channel->guess(entry, row, query, deadline);
 }
 
 Result<skv_table> Window::table(uint32_t layer) {

@@ -29,9 +29,16 @@ class Window : public Object {
   explicit Window(std::shared_ptr<Context> context);
 
   Result<void> close();
-  Result<CompletionEntry> prefetch(SubmissionEntry entry,
-                                   std::span<const std::byte> query,
-                                   Deadline deadline);
+  // One submission for rows of windows on one connection. `rows` are the answers.
+  static Result<CompletionEntry> prefetch(std::span<const std::shared_ptr<Window>> windows,
+                                          std::span<PrefetchRow> rows,
+                                          const SubmissionEntry& entry,
+                                          std::span<const std::byte> queries,
+                                          Deadline deadline);
+  // Sends it and does not wait.
+  Result<void> guess(const SubmissionEntry& entry,
+                     std::span<const std::byte> query,
+                     Deadline deadline);
   Result<skv_table> table(uint32_t layer);
   Result<const void*> slot(uint32_t layer, uint32_t slot) const;
   Result<void> readers_done(uint64_t version);

@@ -39,6 +39,7 @@ struct Config {
   std::string device_uuid;
 
   uint64_t data_spin_ns = 20'000;
+  uint32_t data_spin_cores = 3;
 
   uint32_t sessions_max = 128;
   uint32_t session_contexts_max = 64;

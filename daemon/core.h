@@ -105,6 +105,8 @@ struct Core {
   // Set by Daemon: closes the session's connection, and hears when a session is gone.
   std::function<void(Session&, const std::string& why)> close_connection;
   std::function<void()> session_ended;
+  // Set by Daemon: serves a request that came by a channel as if by the socket.
+  std::function<void(ChannelRequest)> serve;
   std::function<DataStatistics()> data_statistics;  // empty numbers in tests without a thread
 
  private:

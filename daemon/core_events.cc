@@ -33,8 +33,13 @@ struct Handler {
     fds.push_back(std::move(parts.memory));
     fds.push_back(std::move(parts.daemon_doorbell));
     fds.push_back(std::move(parts.client_doorbell));
-    waiting.mapped()->ok(ChannelOpenReply{raw(event.channel), parts.bytes, parts.query_area_offset},
-                         std::move(fds));
+    waiting.mapped()->ok(
+        ChannelOpenReply{raw(event.channel), parts.bytes, parts.argument_area_offset},
+        std::move(fds));
+  }
+
+  void operator()(ChannelRequest& event) const {
+    if (core.serve) core.serve(std::move(event));
   }
 
   void operator()(WindowOpened& event) const {

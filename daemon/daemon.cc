@@ -111,6 +111,7 @@ Result<void> Daemon::open_data() {
   data_watch_ = std::make_unique<AsyncWatch>(loop_, [this] { drain_data(); });
   DataOptions options;
   options.spin_us = static_cast<uint32_t>(config_.data_spin_ns / 1000);
+  options.spin_cores = config_.data_spin_cores;
   options.wait_deadline_us =
       static_cast<uint32_t>(std::min<uint64_t>(config_.wait_deadline_ns / 1000, 3'600'000'000ULL));
   options.wait_deadline_us_max = std::max(options.wait_deadline_us, options.wait_deadline_us_max);
@@ -139,6 +140,7 @@ Result<void> Daemon::open_data() {
     session.connection->close(why);
   };
   core_->session_ended = [this] { drain_next(); };
+  core_->serve = [this](ChannelRequest request) { on_request(std::move(request)); };
   core_->data_statistics = [this] { return data_->statistics(); };
   return {};
 }
@@ -270,26 +272,60 @@ void Daemon::on_frame(SessionId id, Frame& frame) {
   if (session == nullptr || session->connection->closing()) {
     return;
   }
-  ++core_->counters.requests;
-  ++session->requests_total;
-  if (frame.header.is_reply != 0) {
-    ++core_->counters.protocol_errors;
-    session->connection->close("it sent a reply");
+  serve(*session, frame, [this, id](std::vector<uint8_t> answer, std::vector<UniqueFd> fds) {
+    send(id, std::move(answer), std::move(fds));
+  });
+}
+
+// The same by a channel. The data thread gets one answer for every request, so that the place of
+// its argument is the client's again.
+void Daemon::on_request(ChannelRequest request) {
+  const auto send_by_channel = [this, id = request.session, channel = request.channel,
+                                number = request.request](std::vector<uint8_t> answer,
+                                                          const std::vector<UniqueFd>&) {
+    Session* const session = core_ == nullptr ? nullptr : core_->find_session(id);
+    if (session == nullptr || session->state == SessionState::kEnding) {
+      return;  // the data thread has heard, or is about to, that the channel is gone
+    }
+    answered(*session, answer);
+    data_->post(ChannelReply{channel, number, std::move(answer)});
+  };
+  Session* const session = core_->find_session(request.session);
+  if (session == nullptr || session->connection->closing()) {
     return;
   }
-  ++session->requests_in_flight;
-  const auto reply = std::make_shared<Reply>(
-      frame.header, [this, id](std::vector<uint8_t> answer, std::vector<UniqueFd> fds) {
-        send(id, std::move(answer), std::move(fds));
-      });
-  if (session->requests_in_flight > config_.session_requests_max) {
-    reply->error(limit_error("sessions.requests", session->requests_in_flight - 1,
+  const Result<FrameHeader> header = decode_header(request.frame);
+  if (!header.ok() || header.value().fd_count != 0) {
+    ++core_->counters.protocol_errors;
+    session->connection->close(header.ok() ? "a frame by channel announces descriptors"
+                                           : header.error().message);
+    return;
+  }
+  Frame frame;
+  frame.header = header.value();
+  frame.body.assign(request.frame.begin() + sizeof(FrameHeader), request.frame.end());
+  frame.by_channel = true;
+  serve(*session, frame, send_by_channel);
+}
+
+void Daemon::serve(Session& session, Frame& frame, Reply::Send send) {
+  ++core_->counters.requests;
+  ++session.requests_total;
+  if (frame.header.is_reply != 0) {
+    ++core_->counters.protocol_errors;
+    session.connection->close("it sent a reply");
+    return;
+  }
+  ++session.requests_in_flight;
+  const auto reply = std::make_shared<Reply>(frame.header, std::move(send));
+  if (session.requests_in_flight > config_.session_requests_max) {
+    reply->error(limit_error("sessions.requests", session.requests_in_flight - 1,
                              config_.session_requests_max));
     return;
   }
-  if (const Result<void> done = dispatch(*core_, *session, frame, reply); !done.ok()) {
+  if (const Result<void> done = dispatch(*core_, session, frame, reply); !done.ok()) {
     ++core_->counters.protocol_errors;
-    session->connection->close(done.error().message);
+    session.connection->close(done.error().message);
   }
   if (!frames_queued_) {  // once for all frames of this turn
     frames_queued_ = true;
@@ -305,11 +341,15 @@ void Daemon::send(SessionId id, std::vector<uint8_t> frame, std::vector<UniqueFd
   if (session == nullptr) {
     return;
   }
+  answered(*session, frame);
+  session->connection->send(std::move(frame), std::move(fds));
+}
+
+void Daemon::answered(Session& session, const std::vector<uint8_t>& frame) {
   FrameHeader header;
   std::memcpy(&header, frame.data(), sizeof header);
   core_->counters.errors += header.status != 0 ? 1U : 0U;
-  --session->requests_in_flight;
-  session->connection->send(std::move(frame), std::move(fds));
+  --session.requests_in_flight;
   if (core_->draining) {
     loop_.post([this] { drain_next(); });
   }

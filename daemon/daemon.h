@@ -53,9 +53,12 @@ class Daemon {
 
   void accepted(UniqueFd socket);
   void on_frame(SessionId id, Frame& frame);
+  void on_request(ChannelRequest request);
+  void serve(Session& session, Frame& frame, Reply::Send send);
   void on_closing(SessionId id, const std::string& why, Connection::Cause cause);
   void on_gone(SessionId id);
   void send(SessionId id, std::vector<uint8_t> frame, std::vector<UniqueFd> fds);
+  void answered(Session& session, const std::vector<uint8_t>& frame);
   void drain_data();
   void after_work();
   void housekeeping();

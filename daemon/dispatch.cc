@@ -36,6 +36,20 @@ Result<void> run_memory_register(Core& core,
   return {};
 }
 
+// What needs the socket: its descriptors, or the channel's own end.
+bool served_by_channel(Verb verb) {
+  switch (verb) {
+    case Verb::kHello:
+    case Verb::kMemoryRegister:
+    case Verb::kWindowOpen:
+    case Verb::kChannelOpen:
+    case Verb::kChannelClose:
+      return false;
+    default:
+      return true;
+  }
+}
+
 // Served while the daemon drains: what ends things, and what was begun.
 bool served_while_draining(Verb verb) {
   switch (verb) {
@@ -121,6 +135,11 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
                       std::string(verb_name(frame.header.verb)) + " before hello"};
     reply->error(error);
     return error;
+  }
+  if (frame.by_channel && !served_by_channel(verb)) {
+    reply->error({ErrorCode::kUnsupported,
+                  std::string(verb_name(frame.header.verb)) + " is served by the socket only"});
+    return {};
   }
   const size_t fds_expected = verb == Verb::kMemoryRegister ? 1 : 0;
   if (frame.fds.size() != fds_expected) {

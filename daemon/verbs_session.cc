@@ -217,16 +217,16 @@ void channel_open(Core& core, Session& session, const ChannelOpen& message, cons
                              core.config.session_channels_max));
     return;
   }
-  if (message.query_area_bytes == 0 || message.query_area_bytes > kQueryAreaBytesMax) {
-    reply->error(
-        {ErrorCode::kTooLarge, "query_area_bytes is " + std::to_string(message.query_area_bytes) +
-                                   ", allowed are 1 to " + std::to_string(kQueryAreaBytesMax)});
+  if (message.argument_area_bytes == 0 || message.argument_area_bytes > kArgumentAreaBytesMax) {
+    reply->error({ErrorCode::kTooLarge,
+                  "argument_area_bytes is " + std::to_string(message.argument_area_bytes) +
+                      ", allowed are 1 to " + std::to_string(kArgumentAreaBytesMax)});
     return;
   }
   const auto id = core.next_id<ChannelId>();
   session.channels.insert(id);
   core.channels_opening.emplace(id, reply);
-  core.data.post(OpenChannel{session.id, id, message.query_area_bytes});
+  core.data.post(OpenChannel{session.id, id, message.argument_area_bytes});
 }
 
 void channel_close(Core& core,

@@ -14,6 +14,7 @@
 
 #include "ipc/layout/body_layout.h"
 #include "ipc/os_error.h"
+#include "ipc/spin.h"
 
 namespace skv {
 namespace {
@@ -41,15 +42,15 @@ Result<UniqueFd> duplicate(const UniqueFd& fd) {
 
 }  // namespace
 
-Result<DaemonChannel> DaemonChannel::create(uint64_t query_area_bytes, ChannelParts& parts) {
-  if (query_area_bytes == 0 || query_area_bytes > kQueryAreaBytesMax) {
-    return Error{ErrorCode::kTooLarge, "query_area_bytes is " + std::to_string(query_area_bytes) +
-                                           ", allowed are 1 to " +
-                                           std::to_string(kQueryAreaBytesMax)};
+Result<DaemonChannel> DaemonChannel::create(uint64_t argument_area_bytes, ChannelParts& parts) {
+  if (argument_area_bytes == 0 || argument_area_bytes > kArgumentAreaBytesMax) {
+    return Error{ErrorCode::kTooLarge,
+                 "argument_area_bytes is " + std::to_string(argument_area_bytes) +
+                     ", allowed are 1 to " + std::to_string(kArgumentAreaBytesMax)};
   }
   DaemonChannel channel;
-  channel.query_area_bytes_ = (query_area_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-  const uint64_t bytes = kQueryAreaOffset + channel.query_area_bytes_;
+  channel.argument_area_bytes_ = (argument_area_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const uint64_t bytes = kArgumentAreaOffset + channel.argument_area_bytes_;
 
   Result<UniqueFd> memory = create_shared_memory("skv-channel", bytes);
   if (!memory.ok()) return memory.error();
@@ -72,8 +73,8 @@ Result<DaemonChannel> DaemonChannel::create(uint64_t query_area_bytes, ChannelPa
   auto* header = new (base) ChannelHeader{};
   header->magic = kChannelMagic;
   header->version = kChannelVersion;
-  header->query_area_offset = kQueryAreaOffset;
-  header->query_area_bytes = channel.query_area_bytes_;
+  header->argument_area_offset = kArgumentAreaOffset;
+  header->argument_area_bytes = channel.argument_area_bytes_;
   channel.submissions_ = RingConsumer<SubmissionEntry>(submission_memory(base, *header));
   channel.completions_ = RingProducer<CompletionEntry>(completion_memory(base, *header));
 
@@ -81,7 +82,7 @@ Result<DaemonChannel> DaemonChannel::create(uint64_t query_area_bytes, ChannelPa
   parts.daemon_doorbell = std::move(sent_daemon_doorbell).value();
   parts.client_doorbell = std::move(sent_client_doorbell).value();
   parts.bytes = bytes;
-  parts.query_area_offset = kQueryAreaOffset;
+  parts.argument_area_offset = kArgumentAreaOffset;
   return channel;
 }
 
@@ -109,23 +110,35 @@ Result<void> DaemonChannel::complete(const CompletionEntry& completion) {
   return {};
 }
 
-Result<void> DaemonChannel::copy_query(const SubmissionEntry& entry, std::vector<float>& to) const {
-  const uint64_t end = static_cast<uint64_t>(entry.query_offset) + entry.query_bytes;
-  if (end > query_area_bytes_) {
-    return Error{ErrorCode::kInvalidArgument, "query_offset + query_bytes is " +
-                                                  std::to_string(end) + ", the query area has " +
-                                                  std::to_string(query_area_bytes_) + " bytes"};
+Result<void> DaemonChannel::check_argument(const SubmissionEntry& entry) const {
+  const uint64_t end =
+      uint64_t{entry.argument_offset} + std::max(entry.argument_bytes, entry.reply_bytes_max);
+  if (end > argument_area_bytes_) {
+    return Error{ErrorCode::kInvalidArgument, "the argument ends at " + std::to_string(end) +
+                                                  ", the argument area has " +
+                                                  std::to_string(argument_area_bytes_) + " bytes"};
   }
-  if (entry.query_offset % sizeof(float) != 0 || entry.query_bytes % sizeof(float) != 0) {
-    return Error{ErrorCode::kInvalidArgument,
-                 "query_offset and query_bytes must be multiples of 4"};
-  }
-  to.resize(entry.query_bytes / sizeof(float));
-  if (!to.empty()) {
-    std::memcpy(to.data(), memory_.data() + kQueryAreaOffset + entry.query_offset,
-                entry.query_bytes);
+  if (entry.argument_offset % sizeof(uint64_t) != 0) {
+    return Error{ErrorCode::kInvalidArgument, "argument_offset must be a multiple of 8"};
   }
   return {};
+}
+
+void DaemonChannel::copy_argument(const SubmissionEntry& entry,
+                                  uint32_t offset,
+                                  std::span<std::byte> to) const {
+  SKV_CHECK(uint64_t{offset} + to.size() <= entry.argument_bytes, "a copy inside the argument");
+  if (to.empty()) return;
+  std::memcpy(to.data(), memory_.data() + kArgumentAreaOffset + entry.argument_offset + offset,
+              to.size());
+}
+
+void DaemonChannel::write_argument(const SubmissionEntry& entry, std::span<const std::byte> from) {
+  SKV_CHECK(from.size() <= std::max(entry.argument_bytes, entry.reply_bytes_max),
+            "an answer fits the place of its argument");
+  if (from.empty()) return;
+  std::memcpy(memory_.data() + kArgumentAreaOffset + entry.argument_offset, from.data(),
+              from.size());
 }
 
 Result<bool> DaemonChannel::prepare_sleep() {
@@ -139,23 +152,29 @@ Result<bool> DaemonChannel::prepare_sleep() {
   return room.value() <= in_flight_;
 }
 
-void DaemonChannel::awake() {
-  announce_awake(header().daemon_sleeps);
-  drain_doorbell(daemon_doorbell_.get());
+void DaemonChannel::awake() { announce_awake(header().daemon_sleeps); }
+
+bool DaemonChannel::ready() {
+  const Result<uint32_t> available = submissions_.available();
+  if (!available.ok()) return true;
+  if (available.value() == 0) return false;
+  const Result<uint32_t> room = completions_.room();
+  return !room.ok() || room.value() > in_flight_;
 }
 
 Result<ClientChannel> ClientChannel::attach(ChannelParts parts) {
-  if (parts.query_area_offset < kQueryAreaOffset || parts.bytes <= parts.query_area_offset) {
+  if (parts.argument_area_offset < kArgumentAreaOffset ||
+      parts.bytes <= parts.argument_area_offset) {
     return Error{ErrorCode::kProtocol, "a channel of " + std::to_string(parts.bytes) +
-                                           " bytes with its query area at " +
-                                           std::to_string(parts.query_area_offset)};
+                                           " bytes with its argument area at " +
+                                           std::to_string(parts.argument_area_offset)};
   }
   Result<MappedMemory> mapped =
       MappedMemory::map(parts.memory.get(), parts.bytes, MappedMemory::Access::kReadWrite);
   if (!mapped.ok()) return mapped.error();
   ClientChannel channel;
   channel.memory_ = std::move(mapped).value();
-  channel.query_area_offset_ = parts.query_area_offset;
+  channel.argument_area_offset_ = parts.argument_area_offset;
   ChannelHeader& header = channel.header();
   if (header.magic != kChannelMagic || header.version != kChannelVersion) {
     return Error{ErrorCode::kUnsupported,
@@ -172,8 +191,8 @@ Result<ClientChannel> ClientChannel::attach(ChannelParts parts) {
 
 ChannelHeader& ClientChannel::header() const { return header_of(memory_); }
 
-std::span<std::byte> ClientChannel::query_area() const {
-  return memory_.span().subspan(query_area_offset_);
+std::span<std::byte> ClientChannel::argument_area() const {
+  return memory_.span().subspan(argument_area_offset_);
 }
 
 Result<bool> ClientChannel::submit(const SubmissionEntry& entry) {
@@ -198,11 +217,13 @@ Result<ChannelWait> ClientChannel::wait(std::chrono::nanoseconds timeout,
   timeout = std::clamp<std::chrono::nanoseconds>(timeout, std::chrono::nanoseconds{0}, kWaitMax);
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout;
-  do {
+  for (;;) {
     const Result<uint32_t> ready = completions_.available();
     if (!ready.ok()) return ready.error();
     if (ready.value() > 0) return ChannelWait::kReady;
-  } while (Clock::now() - start < std::min(spin, timeout));
+    if (spin <= spin.zero() || Clock::now() - start >= std::min(spin, timeout)) break;
+    spin_pause();
+  }
 
   ChannelWait outcome = ChannelWait::kTimeout;
   announce_sleep(header().client_sleeps);

@@ -299,14 +299,14 @@ struct WindowClose {
 // Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (an eventfd, the client
 // writes), [2] doorbell of the client (the read end of a pipe, the daemon writes): ipc/doorbell.h.
 struct ChannelOpen {
-  uint64_t query_area_bytes = 0;
-  SKV_FIELDS(query_area_bytes)
+  uint64_t argument_area_bytes = 0;
+  SKV_FIELDS(argument_area_bytes)
 };
 struct ChannelOpenReply {
   uint32_t channel = 0;
   uint64_t bytes = 0;
-  uint64_t query_area_offset = 0;
-  SKV_FIELDS(channel, bytes, query_area_offset)
+  uint64_t argument_area_offset = 0;
+  SKV_FIELDS(channel, bytes, argument_area_offset)
 };
 struct ChannelClose {
   uint32_t channel = 0;

@@ -51,6 +51,7 @@ struct Frame {
   FrameHeader header;
   std::vector<uint8_t> body;
   std::vector<UniqueFd> fds;  // exactly header.fd_count
+  bool by_channel = false;    // it did not come by this socket: no descriptor can go with the reply
 };
 
 enum class SendOutcome : uint8_t { kSent, kWouldBlock };

@@ -3,6 +3,8 @@
 #include <time.h>
 
 #include <algorithm>
+#include <bit>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -44,9 +46,7 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
       counters_(counters),
       watch_(std::move(watch)),
       prefetches_({[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
-                   [this](const Prefetch& prefetch, const CompletionEntry& result) {
-                     complete(prefetch, result);
-                   },
+                   [this](const Prefetch& prefetch) { complete(prefetch); },
                    [this](SpaceId space, const ChunkRef& chunk, bool urgent) {
                      ask(space, chunk, urgent);
                    }},
@@ -166,13 +166,16 @@ void DataCore::ask(SpaceId space, const ChunkRef& chunk, bool urgent) {
 
 void DataCore::on(OpenChannel& command) {
   ChannelParts parts;
-  Result<DaemonChannel> ring = DaemonChannel::create(command.query_area_bytes, parts);
+  Result<DaemonChannel> ring = DaemonChannel::create(command.argument_area_bytes, parts);
   if (!ring.ok()) {
     emit(ChannelOpened{command.session, command.channel, ring.error()});
     return;
   }
-  Channel channel{command.session, std::move(ring).value(),
-                  2 * (parts.bytes - parts.query_area_offset)};
+  const uint64_t argument_bytes_max = 2 * (parts.bytes - parts.argument_area_offset);
+  Channel channel{.session = command.session,
+                  .ring = std::move(ring).value(),
+                  .argument_bytes_max = argument_bytes_max,
+                  .submissions = std::vector<Submission>(kChannelEntries)};
   if (watch_) watch_(channel.ring.doorbell_fd(), true);
   const bool added = channels_.emplace(command.channel, std::move(channel)).second;
   SKV_CHECK(added, "a channel's id is new");
@@ -208,26 +211,85 @@ bool DataCore::take_submissions() {
 
 bool DataCore::take_from(ChannelId id, Channel& channel) {
   for (uint32_t taken = 0; taken < kEntriesPerTurn; ++taken) {
-    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) return false;
+    if (channel.stopped || channel.argument_bytes >= channel.argument_bytes_max) return false;
     const Result<std::optional<SubmissionEntry>> next = channel.ring.next();
     if (!next.ok()) {
       protocol_error(channel, next.error().message);
       return false;
     }
     if (!next.value()) return false;
-    if (Result<void> accepted = accept(id, channel, *next.value()); !accepted.ok()) {
-      refuse(channel, *next.value(), accepted.error().code);
-    }
+    accept(id, channel, *next.value());
   }
   return true;
 }
 
-// Looks at the private copy of the entry only.
-Result<void> DataCore::accept(ChannelId id, Channel& channel, const SubmissionEntry& entry) {
-  if (entry.verb != static_cast<uint32_t>(ChannelVerb::kPrefetch)) {
+// From here on the private copy of the entry only.
+void DataCore::accept(ChannelId id, Channel& channel, const SubmissionEntry& entry) {
+  const auto place = static_cast<uint32_t>(std::countr_one(channel.places_used));
+  SKV_CHECK(place < kChannelEntries, "the ring takes no more than it has entries");
+  channel.places_used |= uint64_t{1} << place;
+  Submission& submission = channel.submissions[place];
+  submission.entry = entry;
+  submission.result = {};
+  submission.result.ticket = entry.ticket;
+  submission.result.taken_ns = now_ns();
+  submission.rows.clear();
+  submission.rows_left = 0;
+  const uint64_t number = uint64_t{++submission.use} << 8 | place;
+  channel.argument_bytes += entry.argument_bytes;
+  const Result<void> accepted = [&]() -> Result<void> {
+    const bool reserved_is_zero = std::all_of(std::begin(entry.reserved), std::end(entry.reserved),
+                                              [](uint32_t word) { return word == 0; });
+    if (!reserved_is_zero) return Error{ErrorCode::kInvalidArgument, "reserved"};
+    if (Result<void> inside = channel.ring.check_argument(entry); !inside.ok()) return inside;
+    switch (static_cast<ChannelVerb>(entry.verb)) {
+      case ChannelVerb::kRequest:
+        return accept_request(id, channel, number);
+      case ChannelVerb::kPrefetch:
+      case ChannelVerb::kGuess:
+        return accept_rows(id, channel, number);
+    }
     return Error{ErrorCode::kUnsupported, "verb"};
+  }();
+  if (accepted.ok()) return;
+  submission.rows.clear();
+  submission.result.status = static_cast<int32_t>(accepted.error().code);
+  complete(channel, submission);
+}
+
+Result<void> DataCore::accept_request(ChannelId id, Channel& channel, uint64_t number) {
+  const SubmissionEntry& entry = channel.submissions[number & 0xFF].entry;
+  if (entry.argument_bytes < sizeof(FrameHeader) || entry.argument_bytes > kMessageBytesMax) {
+    return Error{ErrorCode::kInvalidArgument, "argument_bytes"};
   }
-  const auto found = windows_.find(WindowId{entry.window});
+  ChannelRequest request{channel.session, id, number, {}};
+  request.frame.resize(entry.argument_bytes);
+  channel.ring.copy_argument(entry, 0, std::as_writable_bytes(std::span(request.frame)));
+  emit(std::move(request));
+  return {};
+}
+
+void DataCore::on(ChannelReply& command) {
+  const auto found = channels_.find(command.channel);
+  if (found == channels_.end()) return;  // closed meanwhile
+  Channel& channel = found->second;
+  const uint64_t place = command.request & 0xFF;
+  Submission& submission = channel.submissions[place];
+  SKV_CHECK((channel.places_used >> place & 1) != 0 && submission.use == command.request >> 8,
+            "a request by channel is answered once");
+  if (command.frame.size() > submission.entry.reply_bytes_max) {
+    submission.result.status = static_cast<int32_t>(ErrorCode::kTooLarge);
+  } else {
+    channel.ring.write_argument(submission.entry, std::as_bytes(std::span(command.frame)));
+    submission.result.reply_bytes = static_cast<uint32_t>(command.frame.size());
+  }
+  complete(channel, submission);
+}
+
+Result<std::shared_ptr<Window>> DataCore::window_of_row(const Channel& channel,
+                                                        const SubmissionEntry& entry,
+                                                        const PrefetchRow& row) const {
+  const auto found = windows_.find(WindowId{row.window});
   if (found == windows_.end() || found->second->options().session != channel.session ||
       found->second->closing || found->second->state == Window::State::kCreating) {
     return Error{ErrorCode::kUnknownHandle, "window"};
@@ -235,49 +297,98 @@ Result<void> DataCore::accept(ChannelId id, Channel& channel, const SubmissionEn
   const std::shared_ptr<Window>& window = found->second;
   if (window->state == Window::State::kLost) return Error{ErrorCode::kStale, "window"};
   const uint32_t layer_count = window->feed().layout().layer_count();
-  const bool reserved_is_zero = std::all_of(std::begin(entry.reserved), std::end(entry.reserved),
-                                            [](uint8_t byte) { return byte == 0; });
-  if (!reserved_is_zero || entry.cold > static_cast<uint32_t>(ColdMode::kWait) ||
-      entry.layer_count == 0 || entry.layer_count > layer_count ||
+  if (entry.layer_count == 0 || entry.layer_count > layer_count ||
       entry.first_layer > layer_count - entry.layer_count) {
-    return Error{ErrorCode::kInvalidArgument, "layers, cold or reserved"};
+    return Error{ErrorCode::kInvalidArgument, "layers"};
   }
-  const LayerRange layers{entry.first_layer, entry.layer_count};
-  if (entry.query_bytes != query_bytes(window->feed().model()->descriptor, layers)) {
-    return Error{ErrorCode::kInvalidArgument, "query_bytes"};
+  return window;
+}
+
+// Rows are of one shape, so that the query of each is found without believing any of them; a row
+// that cannot be served says so and does not keep the others from it.
+Result<void> DataCore::accept_rows(ChannelId id, Channel& channel, uint64_t number) {
+  Submission& submission = channel.submissions[number & 0xFF];
+  const SubmissionEntry& entry = submission.entry;
+  const uint64_t rows_bytes = uint64_t{entry.row_count} * sizeof(PrefetchRow);
+  if (entry.row_count == 0 || entry.row_count > kPrefetchRowsMax ||
+      entry.argument_bytes < rows_bytes ||
+      (entry.argument_bytes - rows_bytes) % (entry.row_count * sizeof(float)) != 0) {
+    return Error{ErrorCode::kInvalidArgument, "row_count and argument_bytes"};
   }
-  PrefetchRequest request;
-  request.session = channel.session;
-  request.channel = id;
-  request.entry = entry;
-  request.taken_ns = now_ns();
-  if (Result<void> copied = channel.ring.copy_query(entry, request.query); !copied.ok()) {
-    return copied;
+  if (entry.reply_bytes_max != 0 || entry.cold > static_cast<uint32_t>(ColdMode::kWait)) {
+    return Error{ErrorCode::kInvalidArgument, "cold or reply_bytes_max"};
   }
-  channel.query_bytes += entry.query_bytes;
+  const uint64_t query_size = (entry.argument_bytes - rows_bytes) / entry.row_count;
+  submission.rows.resize(entry.row_count);
+  channel.ring.copy_argument(entry, 0, std::as_writable_bytes(std::span(submission.rows)));
   const uint32_t wanted_us = entry.deadline_us == 0 ? options_.wait_deadline_us : entry.deadline_us;
   const uint64_t deadline_us = std::min(wanted_us, options_.wait_deadline_us_max);
-  const uint64_t deadline_ns = request.taken_ns + deadline_us * 1000;
-  prefetches_.add(std::move(request), window, deadline_ns);
+  for (uint32_t i = 0; i < entry.row_count; ++i) {
+    PrefetchRow& row = submission.rows[i];
+    const uint32_t named = row.window;
+    row = {};
+    row.window = named;
+    const LayerRange layers{entry.first_layer, entry.layer_count};
+    Result<std::shared_ptr<Window>> window = window_of_row(channel, entry, row);
+    if (window.ok() &&
+        query_size != query_bytes(window.value()->feed().model()->descriptor, layers)) {
+      window = Error{ErrorCode::kInvalidArgument, "argument_bytes"};
+    }
+    if (!window.ok()) {
+      row.status = static_cast<int32_t>(window.error().code);
+      DataCounters::add(counters_.prefetches_failed, 1);
+      continue;
+    }
+    PrefetchRequest& request =
+        prefetches_.add(std::move(window).value(), submission.result.taken_ns + deadline_us * 1000);
+    request.channel = id;
+    request.submission = number;
+    request.row = i;
+    request.layers = layers;
+    request.waits = entry.cold == static_cast<uint32_t>(ColdMode::kWait);
+    request.guesses = entry.verb == static_cast<uint32_t>(ChannelVerb::kGuess);
+    request.taken_ns = submission.result.taken_ns;
+    request.query.resize(query_size / sizeof(float));
+    channel.ring.copy_argument(entry, static_cast<uint32_t>(rows_bytes + i * query_size),
+                               std::as_writable_bytes(std::span(request.query)));
+    ++submission.rows_left;
+  }
+  if (submission.rows_left == 0) complete(channel, submission);
   return {};
 }
 
-void DataCore::refuse(Channel& channel, const SubmissionEntry& entry, ErrorCode status) {
-  CompletionEntry result{};
-  result.ticket = entry.ticket;
-  result.status = static_cast<int32_t>(status);
-  DataCounters::add(counters_.prefetches_failed, 1);
-  if (Result<void> told = channel.ring.complete(result); !told.ok()) {
-    protocol_error(channel, told.error().message);
-  }
+// A row is done; with the last one the submission is.
+void DataCore::complete(const Prefetch& prefetch) {
+  const PrefetchRequest& request = prefetch.request;
+  const auto found = channels_.find(request.channel);
+  if (found == channels_.end()) return;  // closed meanwhile
+  Submission& submission = found->second.submissions[request.submission & 0xFF];
+  const uint32_t window = submission.rows[request.row].window;
+  submission.rows[request.row] = prefetch.result;
+  submission.rows[request.row].window = window;
+  const auto sum = [](uint32_t& to, uint64_t ns) {
+    to = static_cast<uint32_t>(std::min<uint64_t>(to + ns, UINT32_MAX));
+  };
+  sum(submission.result.rank_ns, prefetch.rank_ns);
+  sum(submission.result.cut_ns, prefetch.cut_ns);
+  sum(submission.result.write_ns, prefetch.write_ns);
+  if (--submission.rows_left == 0) complete(found->second, submission);
 }
 
-void DataCore::complete(const Prefetch& prefetch, const CompletionEntry& result) {
-  const auto found = channels_.find(prefetch.request.channel);
-  if (found == channels_.end()) return;  // closed meanwhile
-  Channel& channel = found->second;
-  channel.query_bytes -= prefetch.request.entry.query_bytes;
+void DataCore::complete(Channel& channel, Submission& submission) {
+  const auto place = static_cast<uint64_t>(&submission - channel.submissions.data());
+  channel.places_used &= ~(uint64_t{1} << place);
+  channel.argument_bytes -= submission.entry.argument_bytes;
   if (channel.stopped) return;
+  CompletionEntry& result = submission.result;
+  for (const PrefetchRow& row : submission.rows) {
+    if (result.status == 0) result.status = row.status;
+  }
+  if (!submission.rows.empty()) {
+    channel.ring.write_argument(submission.entry, std::as_bytes(std::span(submission.rows)));
+  }
+  const uint64_t elapsed_ns = now_ns() - result.taken_ns;
+  result.daemon_ns = static_cast<uint32_t>(std::min<uint64_t>(elapsed_ns, UINT32_MAX));
   if (Result<void> told = channel.ring.complete(result); !told.ok()) {
     protocol_error(channel, told.error().message);
   }
@@ -289,11 +400,19 @@ void DataCore::protocol_error(Channel& channel, const std::string& message) {
   emit(ProtocolError{channel.session, message});
 }
 
+bool DataCore::ready() {
+  return std::any_of(channels_.begin(), channels_.end(), [](auto& each) {
+    Channel& channel = each.second;
+    return !channel.stopped && channel.argument_bytes < channel.argument_bytes_max &&
+           channel.ring.ready();
+  });
+}
+
 bool DataCore::prepare_sleep() {
   bool may_sleep = true;
   for (auto& [id, channel] : channels_) {
     // One that is not consumed now is no reason to stay awake: its prefetches wake us.
-    if (channel.stopped || channel.query_bytes >= channel.query_bytes_max) continue;
+    if (channel.stopped || channel.argument_bytes >= channel.argument_bytes_max) continue;
     const Result<bool> quiet = channel.ring.prepare_sleep();
     if (!quiet.ok()) {
       protocol_error(channel, quiet.error().message);

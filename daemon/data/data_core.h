@@ -49,6 +49,11 @@ class DataCore {
   // Events since they were last taken, in order. The caller may leave some: they stay.
   std::vector<DataEvent>& events() { return events_; }
 
+  // A channel has something: for a waiter that does not sleep yet.
+  bool ready();
+  // Nothing is under way that ends by itself (moves, slabs, cold chunks): only clients and the loop
+  // can bring work.
+  bool idle() const { return prefetches_.count() == 0 && creating_.empty(); }
   // Before sleeping: false if a channel has something. awake() afterwards either way.
   bool prepare_sleep();
   void awake();
@@ -56,19 +61,31 @@ class DataCore {
   uint64_t now_ns() const { return options_.now_ns(); }
 
  private:
+  // An entry between being taken and being completed.
+  struct Submission {
+    SubmissionEntry entry{};
+    CompletionEntry result{};
+    std::vector<PrefetchRow> rows;  // answers
+    uint32_t rows_left = 0;
+    uint32_t use = 0;  // tells the submissions of one place apart
+  };
   struct Channel {
     SessionId session{};
     DaemonChannel ring;
-    uint64_t query_bytes_max = 0;  // private copies of queries in flight
-    uint64_t query_bytes = 0;
-    bool stopped = false;  // the client broke a rule
+    uint64_t argument_bytes_max = 0;  // private copies of arguments in flight
+    uint64_t argument_bytes = 0;
+    bool stopped = false;                   // the client broke a rule
+    std::vector<Submission> submissions{};  // kChannelEntries places
+    uint64_t places_used = 0;               // a bit each
   };
+  static_assert(kChannelEntries == 64, "a bit per submission in flight");
 
   void on(Ping&) { emit(Pong{}); }
   void on(MapArena& command);
   void on(UnmapArena& command);
   void on(OpenChannel& command);
   void on(CloseChannel& command);
+  void on(ChannelReply& command);
   void on(CloseSession& command);
   void on(OpenFeed& command);
   void on(CloseFeed& command);
@@ -88,9 +105,14 @@ class DataCore {
   // True: a channel's turn ended before its submissions did.
   bool take_submissions();
   bool take_from(ChannelId id, Channel& channel);
-  Result<void> accept(ChannelId id, Channel& channel, const SubmissionEntry& entry);
-  void refuse(Channel& channel, const SubmissionEntry& entry, ErrorCode status);
-  void complete(const Prefetch& prefetch, const CompletionEntry& result);
+  void accept(ChannelId id, Channel& channel, const SubmissionEntry& entry);
+  Result<void> accept_request(ChannelId id, Channel& channel, uint64_t number);
+  Result<void> accept_rows(ChannelId id, Channel& channel, uint64_t number);
+  Result<std::shared_ptr<Window>> window_of_row(const Channel& channel,
+                                                const SubmissionEntry& entry,
+                                                const PrefetchRow& row) const;
+  void complete(const Prefetch& prefetch);
+  void complete(Channel& channel, Submission& submission);
   void protocol_error(Channel& channel, const std::string& message);
   bool feed_slice(uint64_t end_ns);
   void ask(SpaceId space, const ChunkRef& chunk, bool urgent);

@@ -65,11 +65,18 @@ struct UnmapArena {
   SpaceId space{};
 };
 
-// Answer: ChannelOpened. `query_area_bytes` is rounded up to whole pages.
+// Answer: ChannelOpened. `argument_area_bytes` is rounded up to whole pages.
 struct OpenChannel {
   SessionId session{};
   ChannelId channel{};
-  uint64_t query_area_bytes = 0;
+  uint64_t argument_area_bytes = 0;
+};
+// The answer to a ChannelRequest: a frame, at most kMessageBytesMax. Ignored where the channel is
+// gone.
+struct ChannelReply {
+  ChannelId channel{};
+  uint64_t request = 0;
+  std::vector<uint8_t> frame;
 };
 struct CloseChannel {  // what was in flight on it gets no completion
   SessionId session{};
@@ -201,6 +208,7 @@ using DataCommand = std::variant<Ping,
                                  UnmapArena,
                                  OpenChannel,
                                  CloseChannel,
+                                 ChannelReply,
                                  CloseSession,
                                  OpenFeed,
                                  CloseFeed,
@@ -227,6 +235,15 @@ struct ChannelOpened {
   SessionId session{};
   ChannelId channel{};
   Result<Parts> parts;  // descriptors in the order of the reply
+};
+
+// A frame of the control socket that came by a channel, copied once, nothing of it validated but
+// its length. Answer: one ChannelReply, whatever it was.
+struct ChannelRequest {
+  SessionId session{};
+  ChannelId channel{};
+  uint64_t request = 0;  // the data thread's number for it
+  std::vector<uint8_t> frame;
 };
 
 struct WindowOpened {
@@ -299,6 +316,7 @@ struct DeviceLost {
 using DataEvent = std::variant<Pong,
                                ArenaUnmapped,
                                ChannelOpened,
+                               ChannelRequest,
                                WindowOpened,
                                WindowClosed,
                                SessionClosed,

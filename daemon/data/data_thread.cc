@@ -16,6 +16,7 @@
 #include "daemon/data/data_core.h"
 #include "ipc/doorbell.h"
 #include "ipc/os_error.h"
+#include "ipc/spin.h"
 #include "ipc/types/check.h"
 
 namespace skv {
@@ -31,7 +32,8 @@ struct DataThread::State {
         pool(std::move(pool_in)),
         wake_loop(std::move(wake)),
         commands(options.commands_max),
-        events(options.events_max) {}
+        events(options.events_max),
+        spin(uint64_t{options.spin_us} * 1000) {}
 
   // Loop side.
   DataOptions options;
@@ -52,6 +54,7 @@ struct DataThread::State {
 
   // Data thread's.
   UniqueFd epoll;
+  AdaptiveSpin spin;
 
   void run();
   void take_commands(DataCore& core);
@@ -59,7 +62,10 @@ struct DataThread::State {
   void sleep(DataCore& core, uint64_t wake_ns);
   void wait(uint64_t limit_ns) const;
   void push_spilled();
-  void watch(int fd, bool added) const;
+  // `edges`: what rings is an event each time, and the descriptor need not be read.
+  enum class Trigger : uint8_t { kEdges, kLevel };
+  void watch(int fd, bool added, Trigger trigger = Trigger::kEdges) const;
+  bool spun(DataCore& core, uint64_t start_ns, uint64_t wake_ns);
   void ring() {
     if (sleeps.load(std::memory_order_seq_cst) != 0) ring_doorbell(doorbell.get());
   }
@@ -67,9 +73,10 @@ struct DataThread::State {
 
 // ---- the data thread ----------------------------------------------------------------------------
 
-void DataThread::State::watch(int fd, bool added) const {
+void DataThread::State::watch(int fd, bool added, Trigger trigger) const {
   epoll_event event{};
   event.events = EPOLLIN;
+  if (trigger == Trigger::kEdges) event.events |= EPOLLET;
   event.data.fd = fd;
   ::epoll_ctl(epoll.get(), added ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, &event);
 }
@@ -100,27 +107,33 @@ void DataThread::State::hand_over(DataCore& core) {
   if (handed > 0) wake_loop();
 }
 
+// Looks at the rings and the command queue without a system call and without being rung for.
+bool DataThread::State::spun(DataCore& core, uint64_t start_ns, uint64_t wake_ns) {
+  const uint64_t budget_ns = core.idle() ? spin.budget_ns() : 0;
+  if (budget_ns == 0) return false;
+  const uint64_t end_ns = std::min(start_ns + budget_ns, wake_ns);
+  do {
+    if (core.ready() || !commands.empty() || stop.load(std::memory_order_relaxed)) return true;
+    spin_pause();
+  } while (core.now_ns() < end_ns);
+  return false;
+}
+
+// One system call at most: doorbells are watched for edges, so that none has to be read.
 void DataThread::State::sleep(DataCore& core, uint64_t wake_ns) {
-  sleeps.store(1, std::memory_order_seq_cst);
-  const bool quiet =
-      core.prepare_sleep() && commands.empty() && !stop.load(std::memory_order_seq_cst) &&
-      // Held events with the announcement taken: the loop has made room and saw us awake.
-      (core.events().empty() || events_held.load(std::memory_order_seq_cst));
-  if (quiet) {
-    // A look without sleeping costs less than being woken: here at most spin_us long.
-    const uint64_t spin_end = core.now_ns() + uint64_t{options.spin_us} * 1000;
-    int ready = 0;
-    epoll_event woken[16];
-    uint64_t now = core.now_ns();
-    while (ready == 0 && now < spin_end && now < wake_ns) {
-      ready = ::epoll_wait(epoll.get(), woken, 16, 0);
-      now = core.now_ns();
-    }
-    if (ready == 0 && now < wake_ns) wait(wake_ns == UINT64_MAX ? wake_ns : wake_ns - now);
+  const uint64_t start_ns = core.now_ns();
+  if (!spun(core, start_ns, wake_ns)) {
+    sleeps.store(1, std::memory_order_seq_cst);
+    const bool quiet =
+        core.prepare_sleep() && commands.empty() && !stop.load(std::memory_order_seq_cst) &&
+        // Held events with the announcement taken: the loop has made room and saw us awake.
+        (core.events().empty() || events_held.load(std::memory_order_seq_cst));
+    const uint64_t now = core.now_ns();
+    if (quiet && now < wake_ns) wait(wake_ns == UINT64_MAX ? wake_ns : wake_ns - now);
+    sleeps.store(0, std::memory_order_relaxed);
+    core.awake();
   }
-  sleeps.store(0, std::memory_order_relaxed);
-  core.awake();
-  drain_doorbell(doorbell.get());
+  spin.waited(core.now_ns() - start_ns);
 }
 
 void DataThread::State::wait(uint64_t limit_ns) const {
@@ -161,7 +174,7 @@ DataThread::~DataThread() { stop(); }
 Result<std::unique_ptr<DataThread>> DataThread::start(DataOptions options,
                                                       std::unique_ptr<SlotPool> pool,
                                                       std::function<void()> wake_loop) {
-  if (std::thread::hardware_concurrency() <= 2) options.spin_us = 0;
+  if (cores_allowed() < options.spin_cores) options.spin_us = 0;
   SKV_CHECK(options.commands_max > 0 && options.events_max > 0, "queues have places");
   auto state = std::make_unique<State>(std::move(options), std::move(pool), std::move(wake_loop));
   Result<UniqueFd> doorbell = create_event_doorbell();
@@ -170,7 +183,9 @@ Result<std::unique_ptr<DataThread>> DataThread::start(DataOptions options,
   state->epoll.reset(::epoll_create1(EPOLL_CLOEXEC));
   if (!state->epoll) return os_error("epoll_create1 of the data thread");
   state->watch(state->doorbell.get(), true);
-  if (state->pool->wake_descriptor() >= 0) state->watch(state->pool->wake_descriptor(), true);
+  if (state->pool->wake_descriptor() >= 0) {
+    state->watch(state->pool->wake_descriptor(), true, State::Trigger::kLevel);
+  }
   State* const borrowed = state.get();
   state->thread = std::thread([borrowed] { borrowed->run(); });
   return std::unique_ptr<DataThread>(new DataThread(std::move(state)));

@@ -13,7 +13,8 @@ namespace skv {
 
 struct DataOptions {
   uint32_t slice_us = 200;              // most work between two looks at the channels
-  uint32_t spin_us = 0;                 // looks without sleeping; never with two cores or fewer
+  uint32_t spin_us = 0;                 // most that it looks before it sleeps (ipc/spin.h)
+  uint32_t spin_cores = 3;              // never with fewer
   uint32_t wait_deadline_us = 100'000;  // cold = wait without a deadline of its own
   uint32_t wait_deadline_us_max = 10'000'000;
   uint32_t commands_max = 4096;

@@ -21,11 +21,14 @@ struct ChunkRefHash {
   }
 };
 
-// A submission as the data thread took it: entry and query are private copies.
+// One row of a submission as the data thread took it: all of it is a private copy.
 struct PrefetchRequest {
-  SessionId session{};
   ChannelId channel{};
-  SubmissionEntry entry{};
+  uint64_t submission = 0;  // of the channel
+  uint32_t row = 0;         // of the submission
+  LayerRange layers;
+  bool waits = false;    // cold = wait
+  bool guesses = false;  // moves, and publishes nothing
   std::vector<float> query;
   uint64_t taken_ns = 0;
 };
@@ -87,7 +90,7 @@ struct Prefetch {
   size_t query_at = 0;            // floats
   bool pool_full = false;         // submit again after a batch ended
   bool silent = false;            // its client is gone: no completion
-  CompletionEntry result{};       // counts, while it publishes
+  PrefetchRow result{};           // counts, while it publishes
   float unread_mass = 0.0F;       // sum over heads
   std::vector<HeadPlan> heads;    // [layer of the range][kv head]
   std::deque<PendingMove> moves;  // not submitted yet
@@ -98,9 +101,11 @@ struct Prefetch {
   std::optional<ErrorCode> failed;
   uint64_t bytes_moved = 0;
   uint64_t rank_ns = 0;
+  uint64_t cut_ns = 0;
+  uint64_t write_ns = 0;
 
-  LayerRange layers() const { return {request.entry.first_layer, request.entry.layer_count}; }
-  bool waits() const { return request.entry.cold == static_cast<uint32_t>(ColdMode::kWait); }
+  LayerRange layers() const { return request.layers; }
+  bool waits() const { return request.waits; }
 };
 
 }  // namespace skv

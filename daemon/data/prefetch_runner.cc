@@ -11,14 +11,12 @@ using Stage = Prefetch::Stage;
 
 // ---- bookkeeping --------------------------------------------------------------------------------
 
-void PrefetchRunner::add(PrefetchRequest request,
-                         std::shared_ptr<Window> window,
-                         uint64_t deadline_ns) {
+PrefetchRequest& PrefetchRunner::add(std::shared_ptr<Window> window, uint64_t deadline_ns) {
   auto prefetch = std::make_unique<Prefetch>();
-  prefetch->request = std::move(request);
   prefetch->window = std::move(window);
   prefetch->deadline_ns = deadline_ns;
   prefetches_.push_back(std::move(prefetch));
+  return prefetches_.back()->request;
 }
 
 bool PrefetchRunner::runnable(const Prefetch& prefetch) const {
@@ -136,7 +134,9 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
   const LayerRange layers = prefetch.layers();
   uint32_t heads = 0;
   for (uint32_t layer = layers.first; layer < layers.end(); ++layer) {
-    if (!window.buffer_is_free(layer, readers_done)) return fail(prefetch, ErrorCode::kBusy);
+    if (!prefetch.request.guesses && !window.buffer_is_free(layer, readers_done)) {
+      return fail(prefetch, ErrorCode::kBusy);
+    }
     heads += heads_of(prefetch, layer);
   }
   prefetch.version = window.version() + 1;
@@ -144,7 +144,7 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
   prefetch.end_block = window.feed().end_block();
   prefetch.layer = layers.first;
   prefetch.heads.resize(heads);
-  prefetch.stage = prefetch.end_block > 0 ? Stage::kRank : Stage::kPublish;
+  prefetch.stage = prefetch.end_block > 0 ? Stage::kRank : Stage::kMove;
 }
 
 void PrefetchRunner::rank_head(Prefetch& prefetch) {
@@ -165,17 +165,20 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const RankResult ranked =
       rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), query,
            rank_options, rank_scratch_);
+  const uint64_t ranked_ns = hooks_.now_ns();
   const ReadSet read = cut(
       ranked, CutOptions{static_cast<CutUnit>(options.cut), options.budget_blocks}, cut_scratch_);
 
   HeadPlan& plan = prefetch.heads[prefetch.head];
+  const uint64_t cut_ns = hooks_.now_ns();
+  prefetch.rank_ns += ranked_ns - start_ns;
+  prefetch.cut_ns += cut_ns - ranked_ns;
   plan.blocks.assign(read.blocks.begin(), read.blocks.end());
   plan.sentences.assign(read.sentences.begin(), read.sentences.end());
   plan.scores.assign(read.scores.begin(), read.scores.end());
   plan.unread_mass = read.unread_mass;
   prefetch.query_at += size_t{layer.queries_per_kv_head} * layer.k_dim;
   if (!next_head(prefetch)) prefetch.stage = Stage::kPlace;
-  prefetch.rank_ns += hooks_.now_ns() - start_ns;
 }
 
 // ---- place --------------------------------------------------------------------------------------
@@ -302,6 +305,7 @@ void PrefetchRunner::move(Prefetch& prefetch) {
   }
   prefetch.waiting.clear();
   prefetch.stage = Stage::kPublish;
+  if (prefetch.request.guesses) complete_guess(prefetch);
 }
 
 void PrefetchRunner::submit_moves(Prefetch& prefetch) {
@@ -341,6 +345,7 @@ bool PrefetchRunner::batch_done(PoolTicket ticket, const Result<void>& status) {
 // ---- publish ------------------------------------------------------------------------------------
 
 void PrefetchRunner::publish_layer(Prefetch& prefetch) {
+  const uint64_t start_ns = hooks_.now_ns();
   Window& window = *prefetch.window;
   const uint32_t layer = prefetch.layer;
   const uint32_t heads = heads_of(prefetch, layer);
@@ -359,6 +364,7 @@ void PrefetchRunner::publish_layer(Prefetch& prefetch) {
   prefetch.result.read_blocks += static_cast<uint32_t>(table_.entries.size());
   prefetch.result.covered_to = prefetch.end_block * window.feed().layout().block_tokens();
   window.publish(layer, prefetch.version, prefetch.result.covered_to, table_);
+  prefetch.write_ns += hooks_.now_ns() - start_ns;
   if (!next_head(prefetch)) complete(prefetch);
 }
 
@@ -368,28 +374,14 @@ void PrefetchRunner::publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t k
       window.slots_in_host() ? nullptr : &window.resident(prefetch.layer, kv_head);
   published_slots_.clear();
   for (size_t i = 0; i < plan.blocks.size(); ++i) {
-    if (plan.states[i] == EntryState::kAbsent) {
-      plan.unread_mass += plan.scores[i];
-      ++prefetch.result.misses;
-      continue;
-    }
+    count(prefetch, plan, i);
+    if (plan.states[i] == EntryState::kAbsent) continue;
     uint32_t slot = plan.slots[i];
     if (resident != nullptr) {
       if (plan.states[i] == EntryState::kMoving) resident->arrived(slot);
       published_slots_.push_back(slot);
       slot = static_cast<uint32_t>(window.slot_offset(prefetch.layer, kv_head, slot) /
                                    window.slot_unit_bytes());
-    }
-    switch (plan.origins[i]) {
-      case Origin::kDevice:
-        ++prefetch.result.hits_device;
-        break;
-      case Origin::kHost:
-        ++prefetch.result.hits_host;
-        break;
-      case Origin::kNvme:
-        ++prefetch.result.hits_nvme;
-        break;
     }
     window.feed().touch(plan.sentences[i]);
     table_.entries.push_back(
@@ -400,16 +392,60 @@ void PrefetchRunner::publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t k
   std::fill(plan.states.begin(), plan.states.end(), EntryState::kResident);
 }
 
+// Slots that were filled stay filled; no table names them yet.
+void PrefetchRunner::complete_guess(Prefetch& prefetch) {
+  Window& window = *prefetch.window;
+  size_t at = 0;
+  for (uint32_t layer = prefetch.layers().first; layer < prefetch.layers().end(); ++layer) {
+    for (uint32_t kv_head = 0; kv_head < heads_of(prefetch, layer); ++kv_head, ++at) {
+      HeadPlan& plan = prefetch.heads[at];
+      for (size_t i = 0; i < plan.blocks.size(); ++i) {
+        if (plan.states[i] == EntryState::kMoving) {
+          window.resident(layer, kv_head).arrived(plan.slots[i]);
+        }
+        count(prefetch, plan, i);
+      }
+      prefetch.unread_mass += plan.unread_mass;
+    }
+  }
+  prefetch.in_place.clear();
+  prefetch.result.covered_to = prefetch.end_block * window.feed().layout().block_tokens();
+  counted(prefetch);
+}
+
+void PrefetchRunner::count(Prefetch& prefetch, HeadPlan& plan, size_t entry) {
+  if (plan.states[entry] == EntryState::kAbsent) {
+    plan.unread_mass += plan.scores[entry];
+    ++prefetch.result.misses;
+    return;
+  }
+  switch (plan.origins[entry]) {
+    case Origin::kDevice:
+      ++prefetch.result.hits_device;
+      break;
+    case Origin::kHost:
+      ++prefetch.result.hits_host;
+      break;
+    case Origin::kNvme:
+      ++prefetch.result.hits_nvme;
+      break;
+  }
+}
+
 void PrefetchRunner::complete(Prefetch& prefetch) {
   std::vector<ExtentLease> leases;
   leases.reserve(prefetch.in_place.size());
   for (auto& [chunk, lease] : prefetch.in_place) leases.push_back(std::move(lease));
   prefetch.in_place.clear();
   prefetch.window->published(prefetch.version, std::move(leases));
-  for (const ChunkRef& chunk : prefetch.from_nvme) residency_.settle(chunk);
+  prefetch.result.version = prefetch.version;
+  counted(prefetch);
+}
 
-  CompletionEntry& result = prefetch.result;
-  result.version = prefetch.version;
+void PrefetchRunner::counted(Prefetch& prefetch) {
+  for (const ChunkRef& chunk : prefetch.from_nvme) residency_.settle(chunk);
+  PrefetchRow& result = prefetch.result;
+  result.ranked = 1;
   result.bytes_moved = prefetch.bytes_moved;
   result.unread_mass = prefetch.unread_mass / static_cast<float>(prefetch.heads.size());
   DataCounters::add(counters_.prefetches, 1);
@@ -423,18 +459,15 @@ void PrefetchRunner::complete(Prefetch& prefetch) {
 }
 
 void PrefetchRunner::finish(Prefetch& prefetch) {
-  CompletionEntry& result = prefetch.result;
-  const uint64_t elapsed_us = (hooks_.now_ns() - prefetch.request.taken_ns) / 1000;
-  result.ticket = prefetch.request.entry.ticket;
-  result.daemon_us = static_cast<uint32_t>(std::min<uint64_t>(elapsed_us, UINT32_MAX));
   DataCounters::add(counters_.rank_ns, prefetch.rank_ns);
-  if (result.status == 0) {
+  if (prefetch.result.status == 0) {
+    const uint64_t elapsed_us = (hooks_.now_ns() - prefetch.request.taken_ns) / 1000;
     DataCounters::add(counters_.prefetch_us, elapsed_us);
     counters_.latency_us.add(elapsed_us);
   }
   if (prefetch.window->active == &prefetch) prefetch.window->active = nullptr;
   prefetch.stage = Stage::kDone;
-  if (!prefetch.silent) hooks_.complete(prefetch, result);
+  if (!prefetch.silent) hooks_.complete(prefetch);
 }
 
 // ---- the ways it ends early ---------------------------------------------------------------------

@@ -16,6 +16,9 @@ namespace skv {
 // Works prefetches: rank, cut, difference, moves, tables, completion. One per window at a time, in
 // the order they came; those of different windows take turns by slices.
 //
+// A guess ends where the others publish: what it moved lies in slots, first to be given up again,
+// and the prefetch that confirms it finds it there.
+//
 // A prefetch publishes all its layers or none: when a slot or a buffer that it needs may still be
 // read it completes kBusy, and what it had assigned is forgotten.
 //
@@ -25,14 +28,15 @@ class PrefetchRunner {
   struct Hooks {
     std::function<uint64_t()> now_ns;
     std::function<PoolTicket()> next_ticket;
-    std::function<void(const Prefetch&, const CompletionEntry&)> complete;
+    std::function<void(const Prefetch&)> complete;  // `result` and the times are final
     std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
   };
   PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
       : hooks_(std::move(hooks)), pool_(pool), residency_(residency), counters_(counters) {}
 
-  // The request was validated against the window.
-  void add(PrefetchRequest request, std::shared_ptr<Window> window, uint64_t deadline_ns);
+  // A prefetch whose request the caller fills in before the next call, validated against the
+  // window.
+  PrefetchRequest& add(std::shared_ptr<Window> window, uint64_t deadline_ns);
 
   // Works until the slice ends or nothing can go on. True: there is more to do at once.
   bool run(uint64_t slice_end_ns);
@@ -75,6 +79,10 @@ class PrefetchRunner {
   void publish_layer(Prefetch& prefetch);
   void publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t kv_head);
   void complete(Prefetch& prefetch);
+  void complete_guess(Prefetch& prefetch);
+  // One entry of a head, in the result.
+  static void count(Prefetch& prefetch, HeadPlan& plan, size_t entry);
+  void counted(Prefetch& prefetch);
   void fail(Prefetch& prefetch, ErrorCode status);
   void roll_back(Prefetch& prefetch);
   void finish(Prefetch& prefetch);

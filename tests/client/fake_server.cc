@@ -181,14 +181,15 @@ void FakeServer::serve(Client& client) {
       client.gone = true;
       return;
     }
-    serve_one(client, request);
+    serve_one(client, request, Route{});
   }
 }
 
-void FakeServer::serve_one(Client& client, Frame& request) {
+void FakeServer::serve_one(Client& client, Frame& request, const Route& route) {
   const auto verb = static_cast<Verb>(request.header.verb);
   const std::optional<Twist> twist = take_twist(verb);
   Answer well = answer(client, request);
+  well.route = route;
   {
     const std::lock_guard lock(mutex_);
     log_.emplace_back(verb, std::move(request.body));
@@ -200,7 +201,8 @@ void FakeServer::serve_one(Client& client, Frame& request) {
     client.socket.close();
     return;
   }
-  if (twist->error) return send(client, {encode_error_reply(request.header, *twist->error), {}});
+  if (twist->error)
+    return send(client, {encode_error_reply(request.header, *twist->error), {}, route});
   if (twist->change) {
     Frame reply;
     std::memcpy(&reply.header, well.frame.data(), sizeof reply.header);
@@ -221,6 +223,17 @@ void FakeServer::serve_one(Client& client, Frame& request) {
 }
 
 void FakeServer::send(Client& client, const Answer& answer) {
+  if (answer.route.channel != 0) {
+    for (Channel& channel : client.channels) {
+      if (channel.id != answer.route.channel) continue;
+      CompletionEntry completion{};
+      completion.ticket = answer.route.entry.ticket;
+      completion.reply_bytes = static_cast<uint32_t>(answer.frame.size());
+      channel.rings.write_argument(answer.route.entry, std::as_bytes(std::span(answer.frame)));
+      SKV_CHECK(channel.rings.complete(completion).ok(), "the client broke its ring");
+    }
+    return;
+  }
   std::vector<int> fds;
   for (const UniqueFd& fd : answer.fds) fds.push_back(fd.get());
   const auto sent = client.socket.send(answer.frame, fds);
@@ -305,8 +318,8 @@ FakeServer::Answer FakeServer::answer_window(Client& client, const Frame& reques
 FakeServer::Answer FakeServer::answer_channel(Client& client, const Frame& request) {
   ChannelParts parts;
   DaemonChannel rings =
-      value_of(DaemonChannel::create(body_of<ChannelOpen>(request).query_area_bytes, parts));
-  const ChannelOpenReply reply{next_id_++, parts.bytes, parts.query_area_offset};
+      value_of(DaemonChannel::create(body_of<ChannelOpen>(request).argument_area_bytes, parts));
+  const ChannelOpenReply reply{next_id_++, parts.bytes, parts.argument_area_offset};
   client.channels.push_back(Channel{reply.channel, std::move(rings)});
   ++channels_open_;
   Answer answer{encode_reply(request.header, reply, 3), {}};
@@ -391,25 +404,51 @@ FakeServer::Answer FakeServer::answer(Client& client, const Frame& request) {
   }
 }
 
+CompletionEntry FakeServer::prefetch(Client& client,
+                                     Channel& channel,
+                                     const SubmissionEntry& entry) {
+  CompletionEntry completion{};
+  completion.ticket = entry.ticket;
+  std::vector<PrefetchRow> rows(entry.row_count);
+  channel.rings.copy_argument(entry, 0, std::as_writable_bytes(std::span(rows)));
+  for (PrefetchRow& row : rows) {
+    const auto window = client.windows.find(row.window);
+    if (window == client.windows.end()) {
+      row.status = static_cast<int32_t>(ErrorCode::kUnknownHandle);
+      completion.status = row.status;
+      continue;
+    }
+    row.covered_to = kSentenceTokens;
+    row.hits_host = entry.layer_count;
+    if (entry.verb == static_cast<uint32_t>(ChannelVerb::kGuess)) continue;
+    row.version = ++window->second.version;
+    publish(window->second.tables, window->second.width, row.version, entry);
+  }
+  channel.rings.write_argument(entry, std::as_bytes(std::span(rows)));
+  return completion;
+}
+
 void FakeServer::serve_channels(Client& client, bool silent) {
   for (Channel& channel : client.channels) {
     channel.rings.awake();
+    channel.rings.drain();
     for (;;) {
-      const auto entry = channel.rings.next();
-      if (!entry.ok() || !entry.value()) break;
-      if (silent) continue;
-      CompletionEntry completion{};
-      completion.ticket = entry.value()->ticket;
-      const auto window = client.windows.find(entry.value()->window);
-      if (window == client.windows.end()) {
-        completion.status = static_cast<int32_t>(ErrorCode::kUnknownHandle);
-      } else {
-        completion.version = ++window->second.version;
-        completion.covered_to = kSentenceTokens;
-        completion.hits_host = entry.value()->layer_count;
-        publish(window->second.tables, window->second.width, completion.version, *entry.value());
+      const auto next = channel.rings.next();
+      if (!next.ok() || !next.value()) break;
+      const SubmissionEntry& entry = *next.value();
+      SKV_CHECK(channel.rings.check_argument(entry).ok(), "an argument in its area");
+      if (entry.verb == static_cast<uint32_t>(ChannelVerb::kRequest)) {
+        std::vector<uint8_t> bytes(entry.argument_bytes);
+        channel.rings.copy_argument(entry, 0, std::as_writable_bytes(std::span(bytes)));
+        Frame request;
+        request.header = value_of(decode_header(bytes));
+        request.body.assign(bytes.begin() + sizeof(FrameHeader), bytes.end());
+        serve_one(client, request, Route{channel.id, entry});
+        if (client.gone) return;
+      } else if (!silent) {
+        const CompletionEntry completion = prefetch(client, channel, entry);
+        SKV_CHECK(channel.rings.complete(completion).ok(), "the client broke its ring");
       }
-      SKV_CHECK(channel.rings.complete(completion).ok(), "the client broke its ring");
     }
   }
 }

@@ -86,15 +86,22 @@ class FakeServer {
     std::map<uint32_t, Window> windows;
     bool gone = false;
   };
+  // Where a request came from, and its answer goes: the socket, or a submission of a channel.
+  struct Route {
+    uint32_t channel = 0;  // 0: the socket
+    SubmissionEntry entry{};
+  };
   struct Answer {
     std::vector<uint8_t> frame;
     std::vector<UniqueFd> fds;
+    Route route{};
   };
 
   void run();
   void serve(Client& client);
-  void serve_one(Client& client, Frame& request);
-  static void serve_channels(Client& client, bool silent);
+  void serve_one(Client& client, Frame& request, const Route& route);
+  void serve_channels(Client& client, bool silent);
+  static CompletionEntry prefetch(Client& client, Channel& channel, const SubmissionEntry& entry);
   Answer answer(Client& client, const Frame& request);
   Answer answer_hello(const Frame& request);
   Answer answer_window(Client& client, const Frame& request);

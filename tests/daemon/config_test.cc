@@ -100,7 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
                "sessions, deadlines"}},
         Wrong{"SectionIsAValue",
               "data = 3\n",
-              {"t.toml:1: data: 3 is not a table; allowed in [data]: spin"}},
+              {"t.toml:1: data: 3 is not a table; allowed in [data]: spin, spin_cores"}},
         Wrong{"SizeInWrongUnit",
               "[tiers.host]\nbudget = \"64GB\"\n",
               {"t.toml:2: tiers.host.budget: \"64GB\" is not a size; allowed: 1MiB to 64TiB, as "

@@ -57,6 +57,7 @@ class DaemonProcess {
     std::string nvme_segment = "1MiB";
     std::string device_kind = "none";
     std::string device_budget = "32MiB";
+    std::string data = "spin = \"0ns\"\n";           // lines of [data]
     std::string sessions = "staging = \"64KiB\"\n";  // lines of [sessions]
     std::string more{};                              // further TOML, with its [section]s
     std::vector<std::string> environment{};          // "NAME=value"
@@ -72,8 +73,8 @@ class DaemonProcess {
            << options_.host_slab << "\"\n"
            << "[tiers.device]\nkind = \"" << options_.device_kind << "\"\nbudget = \""
            << options_.device_budget << "\"\n"
-           << "[data]\nspin = \"0ns\"\n"
-           << "[sessions]\n"
+           << "[data]\n"
+           << options_.data << "[sessions]\n"
            << options_.sessions;
     if (!options_.nvme_size.empty()) {
       config << "[tiers.nvme]\npath = \"" << nvme_path() << "\"\nsize = \"" << options_.nvme_size

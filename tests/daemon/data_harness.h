@@ -138,6 +138,16 @@ class WindowReader {
   const std::byte* slots_ = nullptr;
 };
 
+// A prefetch of one row, as a test sees it: its entry and the window that the row names, and what
+// became of both.
+struct TestSubmission : SubmissionEntry {
+  uint32_t window = 0;
+};
+struct TestCompletion : PrefetchRow {
+  uint64_t ticket = 0;
+  CompletionEntry entry{};
+};
+
 struct HarnessSetup {
   bool device = true;
   uint64_t device_budget = 64u << 20;
@@ -353,35 +363,52 @@ class DataHarness {
     for (float& value : query) value = 2.0F * normal(random_);
     return query;
   }
-  SubmissionEntry entry(LayerRange layers) {
-    SubmissionEntry submission{};
+  TestSubmission entry(LayerRange layers) {
+    TestSubmission submission{};
+    submission.row_count = 1;
     submission.ticket = next_client_ticket_++;
     submission.verb = static_cast<uint32_t>(ChannelVerb::kPrefetch);
     submission.window = raw(kWindow);
     submission.first_layer = layers.first;
     submission.layer_count = layers.count;
-    submission.query_bytes = layers.count * 4 * 64 * 4;
+    submission.argument_bytes = sizeof(PrefetchRow) + layers.count * 4 * 64 * 4;
     return submission;
   }
   void submit(ClientChannel& channel,
-              const SubmissionEntry& submission,
+              const TestSubmission& submission,
               const std::vector<float>& query) {
-    std::memcpy(channel.query_area().data() + submission.query_offset, query.data(),
-                query.size() * 4);
+    std::byte* const argument = channel.argument_area().data() + submission.argument_offset;
+    PrefetchRow row{};
+    row.window = submission.window;
+    std::memcpy(argument, &row, sizeof row);
+    std::memcpy(argument + sizeof row, query.data(), query.size() * 4);
     ASSERT_TRUE(channel.submit(submission).value());
   }
-  std::optional<CompletionEntry> completion(ClientChannel& channel) {
-    return channel.next_completion().value();
+  // Of a submission whose argument is at the beginning of the area.
+  std::optional<TestCompletion> completion(ClientChannel& channel) {
+    const std::optional<CompletionEntry> entry = channel.next_completion().value();
+    if (!entry) return std::nullopt;
+    TestCompletion done;
+    std::memcpy(static_cast<PrefetchRow*>(&done), channel.argument_area().data(),
+                sizeof(PrefetchRow));
+    done.ticket = entry->ticket;
+    done.status = entry->status;
+    done.entry = *entry;
+    return done;
   }
   // Submits, runs, expects an answer.
-  CompletionEntry prefetch(ClientChannel& channel,
-                           const SubmissionEntry& submission,
-                           const std::vector<float>& query) {
+  TestCompletion prefetch(ClientChannel& channel,
+                          const TestSubmission& submission,
+                          const std::vector<float>& query) {
     submit(channel, submission, query);
     run();
-    std::optional<CompletionEntry> done = completion(channel);
+    std::optional<TestCompletion> done = completion(channel);
     EXPECT_TRUE(done);
-    if (!done) return CompletionEntry{0, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    if (!done) {
+      TestCompletion none;
+      none.status = -1;
+      return none;
+    }
     EXPECT_EQ(done->ticket, submission.ticket);
     return *done;
   }

@@ -47,7 +47,7 @@ TEST_P(DataPrefetch, ReadSetAndBytesAreTheOracles) {
   uint64_t blocks_moved = 0;
   for (uint64_t step = 1; step <= 20; ++step) {
     const std::vector<float> query = harness.make_query(kAllLayers);
-    const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+    const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
     ASSERT_EQ(done.status, 0);
     EXPECT_EQ(done.version, step);
     EXPECT_EQ(done.read_blocks, 3 * 2 * 9U);
@@ -86,7 +86,7 @@ TEST_P(DataPrefetch, LayerByLayerKeepsOneVersionCounter) {
   for (int step = 0; step < 3; ++step) {
     for (uint32_t layer = 0; layer < 3; ++layer) {
       const std::vector<float> query = harness.make_query({layer, 1});
-      const CompletionEntry done = harness.prefetch(*channel, harness.entry({layer, 1}), query);
+      const TestCompletion done = harness.prefetch(*channel, harness.entry({layer, 1}), query);
       ASSERT_EQ(done.status, 0);
       EXPECT_EQ(done.version, ++version);
       harness.expect_table(*reader, options, {layer, 1}, query, layer);
@@ -103,7 +103,7 @@ TEST_P(DataPrefetch, TheContextGrowsUnderAnOpenWindow) {
   const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  const CompletionEntry empty = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion empty = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_EQ(empty.status, 0);
   EXPECT_EQ(empty.covered_to, 0U);
   EXPECT_EQ(empty.read_blocks, 0U);
@@ -112,7 +112,7 @@ TEST_P(DataPrefetch, TheContextGrowsUnderAnOpenWindow) {
   for (uint32_t count = 1; count <= 8; ++count) {
     harness.add_sentences(1);
     harness.feed(count - 1, count);
-    const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+    const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
     ASSERT_EQ(done.status, 0);
     for (uint32_t layer = 0; layer < 3; ++layer) {
       harness.expect_table(*reader, options, kAllLayers, query, layer);
@@ -132,7 +132,7 @@ TEST_P(DataPrefetch, WaitAsksForEachChunkOnceAndPublishesWhenAllCame) {
   const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  SubmissionEntry entry = harness.entry(kAllLayers);
+  TestSubmission entry = harness.entry(kAllLayers);
   entry.cold = static_cast<uint32_t>(ColdMode::kWait);
   entry.deadline_us = 5'000'000;
   harness.submit(*channel, entry, query);
@@ -154,7 +154,7 @@ TEST_P(DataPrefetch, WaitAsksForEachChunkOnceAndPublishesWhenAllCame) {
     harness.arrive(asked[i]);
     harness.run();
   }
-  const std::optional<CompletionEntry> done = harness.completion(*channel);
+  const std::optional<TestCompletion> done = harness.completion(*channel);
   ASSERT_TRUE(done);
   EXPECT_EQ(done->status, 0);
   EXPECT_EQ(done->misses, 0U);
@@ -166,7 +166,7 @@ TEST_P(DataPrefetch, WaitAsksForEachChunkOnceAndPublishesWhenAllCame) {
   }
   reader->done(done->version);
   // What was promoted is on the host from now on.
-  const CompletionEntry again = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion again = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_EQ(again.hits_nvme, 0U);
   EXPECT_EQ(GetParam().device ? again.hits_device : again.hits_host, 54U);
 }
@@ -183,7 +183,7 @@ TEST(DataCold, AHostSmallerThanTheReadSetIsEnough) {
   const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  SubmissionEntry entry = harness.entry(kAllLayers);
+  TestSubmission entry = harness.entry(kAllLayers);
   entry.cold = static_cast<uint32_t>(ColdMode::kWait);
   harness.submit(*channel, entry, query);
   harness.run();
@@ -202,7 +202,7 @@ TEST(DataCold, AHostSmallerThanTheReadSetIsEnough) {
       }
     }
   }
-  const std::optional<CompletionEntry> done = harness.completion(*channel);
+  const std::optional<TestCompletion> done = harness.completion(*channel);
   ASSERT_TRUE(done);
   EXPECT_EQ(done->misses, 0U);
   for (uint32_t layer = 0; layer < 3; ++layer) {
@@ -220,7 +220,7 @@ TEST_P(DataPrefetch, TheDeadlineTurnsTheRestIntoMisses) {
   const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  SubmissionEntry entry = harness.entry(kAllLayers);
+  TestSubmission entry = harness.entry(kAllLayers);
   entry.cold = static_cast<uint32_t>(ColdMode::kWait);
   entry.deadline_us = 2'000'000;
   harness.submit(*channel, entry, query);
@@ -228,7 +228,7 @@ TEST_P(DataPrefetch, TheDeadlineTurnsTheRestIntoMisses) {
   EXPECT_FALSE(harness.completion(*channel));
   harness.pass(3'000'000'000);
   harness.run();
-  const std::optional<CompletionEntry> done = harness.completion(*channel);
+  const std::optional<TestCompletion> done = harness.completion(*channel);
   ASSERT_TRUE(done);
   EXPECT_EQ(done->status, 0);
   EXPECT_GT(done->misses, 0U);
@@ -254,7 +254,7 @@ TEST_P(DataPrefetch, TheDeadlineTurnsTheRestIntoMisses) {
   for (const NeedChunks& need : harness.take<NeedChunks>()) {
     for (const ChunkRef& chunk : need.chunks) harness.arrive(chunk);
   }
-  const CompletionEntry next = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion next = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_EQ(next.misses, 0U);
   for (uint32_t layer = 0; layer < 3; ++layer) {
     harness.expect_table(*reader, options, kAllLayers, query, layer);
@@ -270,7 +270,7 @@ TEST_P(DataPrefetch, PartialAnswersAtOnceAndAsksInTheBackground) {
       harness.open_window(harness.window_options()).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_EQ(done.status, 0);
   EXPECT_EQ(done.read_blocks, 0U);
   EXPECT_EQ(done.misses, 54U);
@@ -282,7 +282,7 @@ TEST_P(DataPrefetch, PartialAnswersAtOnceAndAsksInTheBackground) {
 
   harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_TRUE(harness.take<NeedChunks>().empty()) << "asked already";
-  SubmissionEntry urgent = harness.entry(kAllLayers);
+  TestSubmission urgent = harness.entry(kAllLayers);
   urgent.cold = static_cast<uint32_t>(ColdMode::kWait);
   reader->done(2);
   harness.submit(*channel, urgent, query);
@@ -294,7 +294,7 @@ TEST_P(DataPrefetch, PartialAnswersAtOnceAndAsksInTheBackground) {
     for (const ChunkRef& chunk : need.chunks) harness.core().handle(ChunkFailed{chunk});
   }
   harness.run();
-  const std::optional<CompletionEntry> failed = harness.completion(*channel);
+  const std::optional<TestCompletion> failed = harness.completion(*channel);
   ASSERT_TRUE(failed) << "failed chunks end the wait";
   EXPECT_EQ(failed->misses, 54U);
 }
@@ -314,7 +314,7 @@ TEST_P(DataPrefetch, AReaderThatNeverAdvancesIsNeverOverwritten) {
   int busy = 0;
   for (int step = 0; step < 6; ++step) {
     const std::vector<float> query = harness.make_query(kAllLayers);
-    const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+    const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
     if (done.status == 0) tables.push_back(reader->read(0));
     if (done.status == static_cast<int32_t>(ErrorCode::kBusy)) ++busy;
     for (const TableRead& table : tables) {
@@ -325,7 +325,7 @@ TEST_P(DataPrefetch, AReaderThatNeverAdvancesIsNeverOverwritten) {
   EXPECT_EQ(busy, 4);
   reader->done(1);
   const std::vector<float> query = harness.make_query(kAllLayers);
-  const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_EQ(done.status, 0);
   harness.expect_table(*reader, options, kAllLayers, query, 0);
   for (uint32_t head = 0; head < 2; ++head) harness.expect_bytes(*reader, tables[1], 0, head);
@@ -387,7 +387,7 @@ TEST(DataWithdraw, AChunkInAReadableTableStays) {
       harness.open_window(harness.window_options()).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  const CompletionEntry done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   ASSERT_EQ(done.status, 0);
   const ChunkRef chunk{harness.sentences()[0].uid, 0};  // holds the sink
   harness.core().handle(Withdraw{chunk});
@@ -395,7 +395,7 @@ TEST(DataWithdraw, AChunkInAReadableTableStays) {
   EXPECT_TRUE(harness.take<WithdrawDone>().empty());
   EXPECT_LT(harness.core().step(), UINT64_MAX) << "it looks at readers_done again by itself";
 
-  const CompletionEntry without = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+  const TestCompletion without = harness.prefetch(*channel, harness.entry(kAllLayers), query);
   EXPECT_GT(without.misses, 0U) << "no new use begins";
   reader->done(1);
   harness.run();

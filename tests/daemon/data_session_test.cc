@@ -28,7 +28,7 @@ class DataSession : public ::testing::Test {
     query_ = harness_->make_query(kAllLayers);
   }
 
-  ErrorCode status_of(const SubmissionEntry& entry) {
+  ErrorCode status_of(const TestSubmission& entry) {
     return static_cast<ErrorCode>(harness_->prefetch(*channel_, entry, query_).status);
   }
 
@@ -44,7 +44,7 @@ class DataSession : public ::testing::Test {
 TEST_F(DataSession, EveryWrongFieldIsAnsweredByItsError) {
   open();
   const auto wrong = [&](auto change) {
-    SubmissionEntry entry = harness_->entry(kAllLayers);
+    TestSubmission entry = harness_->entry(kAllLayers);
     change(entry);
     return status_of(entry);
   };
@@ -55,11 +55,16 @@ TEST_F(DataSession, EveryWrongFieldIsAnsweredByItsError) {
   EXPECT_EQ(wrong([](auto& e) { e.layer_count = 0; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(wrong([](auto& e) { e.layer_count = 0xFFFFFFFF; }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(wrong([](auto& e) { e.cold = 2; }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(wrong([](auto& e) { e.reserved[23] = 1; }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(wrong([](auto& e) { e.query_bytes -= 4; }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(wrong([](auto& e) { e.query_bytes = 0xFFFFFFFC; }), ErrorCode::kInvalidArgument);
-  SubmissionEntry outside = harness_->entry(kAllLayers);
-  outside.query_offset = 64 * 1024 - 4;
+  EXPECT_EQ(wrong([](auto& e) { e.reserved[4] = 1; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.reply_bytes_max = 8; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.row_count = 0; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.row_count = 2; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.row_count = 0xFFFFFFFF; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.argument_offset = 4; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.argument_bytes -= 4; }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(wrong([](auto& e) { e.argument_bytes = 0xFFFFFFFC; }), ErrorCode::kInvalidArgument);
+  TestSubmission outside = harness_->entry(kAllLayers);
+  outside.argument_offset = 64 * 1024 - 8;
   ASSERT_TRUE(channel_->submit(outside).value());
   harness_->run();
   EXPECT_EQ(harness_->completion(*channel_)->status,
@@ -68,17 +73,134 @@ TEST_F(DataSession, EveryWrongFieldIsAnsweredByItsError) {
   EXPECT_TRUE(harness_->take<ProtocolError>().empty());
 }
 
+// ---- requests by channel ------------------------------------------------------------------------
+
+// Goal: a frame crosses as it was when the entry was taken, and its answer comes back over it.
+TEST_F(DataSession, ARequestCrossesAndIsAnswered) {
+  open();
+  const std::vector<uint8_t> frame(sizeof(FrameHeader) + 5, 0x5A);
+  std::memcpy(channel_->argument_area().data() + 64, frame.data(), frame.size());
+  SubmissionEntry entry{};
+  entry.ticket = 77;
+  entry.verb = static_cast<uint32_t>(ChannelVerb::kRequest);
+  entry.argument_offset = 64;
+  entry.argument_bytes = static_cast<uint32_t>(frame.size());
+  entry.reply_bytes_max = 100;
+  ASSERT_TRUE(channel_->submit(entry).value());
+  ASSERT_TRUE(channel_->submit(entry).value());
+  harness_->run();
+  const std::vector<ChannelRequest> requests = harness_->take<ChannelRequest>();
+  ASSERT_EQ(requests.size(), 2U);
+  EXPECT_EQ(requests[0].frame, frame);
+  EXPECT_EQ(requests[0].session, DataHarness::kSession);
+  EXPECT_FALSE(channel_->next_completion().value());
+
+  // Answers in another order; one is longer than its place.
+  const std::vector<uint8_t> answer(100, 0x11);
+  harness_->core().handle(
+      ChannelReply{DataHarness::kChannel, requests[1].request, std::vector<uint8_t>(101)});
+  harness_->core().handle(ChannelReply{DataHarness::kChannel, requests[0].request, answer});
+  EXPECT_EQ(channel_->next_completion().value()->status,
+            static_cast<int32_t>(ErrorCode::kTooLarge));
+  const CompletionEntry done = channel_->next_completion().value().value();
+  EXPECT_EQ(done.ticket, 77U);
+  EXPECT_EQ(done.status, 0);
+  EXPECT_EQ(done.reply_bytes, 100U);
+  EXPECT_EQ(std::memcmp(channel_->argument_area().data() + 64, answer.data(), 100), 0);
+
+  // An answer for a channel that is gone is nobody's.
+  ASSERT_TRUE(channel_->submit(entry).value());
+  harness_->run();
+  const std::vector<ChannelRequest> last = harness_->take<ChannelRequest>();
+  ASSERT_EQ(last.size(), 1U);
+  harness_->core().handle(CloseSession{DataHarness::kSession});
+  harness_->core().handle(ChannelReply{DataHarness::kChannel, last[0].request, answer});
+  harness_->run();
+  EXPECT_EQ(harness_->take<SessionClosed>().size(), 1U);
+  EXPECT_FALSE(channel_->next_completion().value());
+}
+
+// Goal: rows of one submission are served side by side; one that cannot be says so by itself.
+TEST_F(DataSession, RowsOfOneSubmission) {
+  open();
+  OpenWindow second = harness_->window_options();
+  second.window = WindowId{41};
+  const std::unique_ptr<WindowReader> other = harness_->open_window(second).value();
+  const std::vector<float> query = harness_->make_query(kAllLayers);
+  std::vector<PrefetchRow> rows(3);
+  rows[0].window = raw(DataHarness::kWindow);
+  rows[1].window = 999;
+  rows[2].window = 41;
+  std::byte* const argument = channel_->argument_area().data();
+  std::memcpy(argument, rows.data(), 3 * sizeof(PrefetchRow));
+  std::byte* at = argument + 3 * sizeof(PrefetchRow);
+  for (const std::vector<float>& each : {query_, query_, query}) {
+    std::memcpy(at, each.data(), each.size() * 4);
+    at += each.size() * 4;
+  }
+  SubmissionEntry entry = harness_->entry(kAllLayers);
+  entry.row_count = 3;
+  entry.argument_bytes = static_cast<uint32_t>(at - argument);
+  ASSERT_TRUE(channel_->submit(entry).value());
+  harness_->run();
+  const CompletionEntry done = channel_->next_completion().value().value();
+  EXPECT_EQ(done.status, static_cast<int32_t>(ErrorCode::kUnknownHandle));
+  std::memcpy(rows.data(), argument, 3 * sizeof(PrefetchRow));
+  EXPECT_EQ(rows[0].status, 0);
+  EXPECT_EQ(rows[0].version, 1U);
+  EXPECT_EQ(rows[1].status, static_cast<int32_t>(ErrorCode::kUnknownHandle));
+  EXPECT_EQ(rows[1].window, 999U);
+  EXPECT_EQ(rows[2].status, 0);
+  EXPECT_EQ(rows[2].read_blocks, 54U);
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    harness_->expect_table(*reader_, harness_->window_options(), kAllLayers, query_, layer);
+    harness_->expect_table(*other, second, kAllLayers, query, layer);
+  }
+}
+
+// Goal: a guess moves and publishes nothing; the prefetch that confirms it moves what it missed.
+TEST_F(DataSession, AGuessPublishesNothingAndItsConfirmationMovesTheRest) {
+  open();
+  TestSubmission guess = harness_->entry(kAllLayers);
+  guess.verb = static_cast<uint32_t>(ChannelVerb::kGuess);
+  const TestCompletion guessed = harness_->prefetch(*channel_, guess, query_);
+  ASSERT_EQ(guessed.status, 0);
+  EXPECT_EQ(guessed.version, 0U);
+  EXPECT_GT(guessed.bytes_moved, 0U);
+  for (uint32_t layer = 0; layer < 3; ++layer) EXPECT_EQ(reader_->read(layer).version, 0U);
+
+  const TestCompletion same = harness_->prefetch(*channel_, harness_->entry(kAllLayers), query_);
+  ASSERT_EQ(same.status, 0);
+  EXPECT_EQ(same.bytes_moved, 0U) << "all of it was guessed";
+  EXPECT_EQ(same.hits_device, 54U);
+  harness_->expect_table(*reader_, harness_->window_options(), kAllLayers, query_, 1);
+  reader_->done(same.version);
+
+  // A guess by another query, then the right one: what the present table holds stays where it is.
+  const TableRead before = reader_->read(0);
+  const std::vector<float> wrong = harness_->make_query(kAllLayers);
+  ASSERT_EQ(harness_->prefetch(*channel_, guess, wrong).status, 0);
+  EXPECT_EQ(reader_->read(0).version, before.version);
+  const std::vector<float> right = harness_->make_query(kAllLayers);
+  const TestCompletion confirmed =
+      harness_->prefetch(*channel_, harness_->entry(kAllLayers), right);
+  ASSERT_EQ(confirmed.status, 0);
+  for (uint32_t layer = 0; layer < 3; ++layer) {
+    harness_->expect_table(*reader_, harness_->window_options(), kAllLayers, right, layer);
+  }
+}
+
 TEST_F(DataSession, AnothersWindowIsUnknown) {
   open();
   const std::unique_ptr<ClientChannel> other = harness_->open_channel(ChannelId{21}, SessionId{11});
-  const CompletionEntry done = harness_->prefetch(*other, harness_->entry(kAllLayers), query_);
+  const TestCompletion done = harness_->prefetch(*other, harness_->entry(kAllLayers), query_);
   EXPECT_EQ(done.status, static_cast<int32_t>(ErrorCode::kUnknownHandle));
 }
 
 TEST_F(DataSession, QueriesThatAreNotNumbersWinNothing) {
   open();
   for (float& value : query_) value = std::numeric_limits<float>::quiet_NaN();
-  const CompletionEntry done = harness_->prefetch(*channel_, harness_->entry(kAllLayers), query_);
+  const TestCompletion done = harness_->prefetch(*channel_, harness_->entry(kAllLayers), query_);
   EXPECT_EQ(done.status, 0);
   const TableRead table = reader_->read(0);
   for (const auto& entry : table.heads[0]) EXPECT_EQ(entry.score, 0.0F);
@@ -156,7 +278,7 @@ TEST_F(DataSession, DeathWhileAPrefetchWaitsForChunks) {
   harness_->feed(0, 3, /*with_chunks=*/false);
   reader_ = harness_->open_window(harness_->window_options()).value();
   channel_ = harness_->open_channel();
-  SubmissionEntry entry = harness_->entry(kAllLayers);
+  TestSubmission entry = harness_->entry(kAllLayers);
   entry.cold = static_cast<uint32_t>(ColdMode::kWait);
   harness_->submit(*channel_, entry, harness_->make_query(kAllLayers));
   harness_->run();
@@ -252,7 +374,7 @@ TEST_F(DataSession, ALostDeviceIsToldAndStartedAgain) {
   std::vector<WindowOpened> opened = harness_->take<WindowOpened>();
   ASSERT_EQ(opened.size(), 1U);
   ASSERT_TRUE(opened[0].parts.ok());
-  SubmissionEntry entry = harness_->entry(kAllLayers);
+  TestSubmission entry = harness_->entry(kAllLayers);
   entry.window = 41;
   harness_->submit(*channel_, entry, query_);
   harness_->run();
@@ -282,14 +404,15 @@ TEST_F(DataSession, AWaitInOneWindowDoesNotHoldUpAnother) {
   OpenWindow other = harness_->window_options();
   other.window = WindowId{41};
   const std::unique_ptr<WindowReader> second = harness_->open_window(other).value();
-  SubmissionEntry waiting = harness_->entry(kAllLayers);
+  TestSubmission waiting = harness_->entry(kAllLayers);
   waiting.cold = static_cast<uint32_t>(ColdMode::kWait);
   harness_->submit(*channel_, waiting, query_);
-  SubmissionEntry quick = harness_->entry(kAllLayers);
+  TestSubmission quick = harness_->entry(kAllLayers);
   quick.window = 41;
+  quick.argument_offset = 32 * 1024;
   harness_->submit(*channel_, quick, query_);
   harness_->run();
-  const std::optional<CompletionEntry> first = harness_->completion(*channel_);
+  const std::optional<TestCompletion> first = harness_->completion(*channel_);
   ASSERT_TRUE(first);
   EXPECT_EQ(first->ticket, quick.ticket);
   EXPECT_FALSE(harness_->completion(*channel_));

@@ -140,7 +140,7 @@ TEST_P(DataThreadTest, TwoEngineThreadsAndALoop) {
     ASSERT_TRUE(reader && channel);
     engines.emplace_back([&, engine, reader, channel] {
       for (int step = 0; step < kSteps; ++step) {
-        SubmissionEntry entry{};
+        TestSubmission entry{};
         std::vector<float> query;
         {
           const std::lock_guard<std::mutex> hold(random_lock);
@@ -148,11 +148,10 @@ TEST_P(DataThreadTest, TwoEngineThreadsAndALoop) {
           query = source_.make_query({0, 3});
         }
         entry.window = 100 + engine;
-        std::memcpy(channel->query_area().data(), query.data(), query.size() * 4);
-        ASSERT_TRUE(channel->submit(entry).value());
+        source_.submit(*channel, entry, query);
         const Result<ChannelWait> waited = channel->wait(std::chrono::seconds(20), -1);
         ASSERT_TRUE(waited.ok() && waited.value() == ChannelWait::kReady);
-        const std::optional<CompletionEntry> done = channel->next_completion().value();
+        const std::optional<TestCompletion> done = source_.completion(*channel);
         ASSERT_TRUE(done);
         ASSERT_EQ(done->status, 0);
         for (uint32_t layer = 0; layer < 3; ++layer) {
@@ -220,9 +219,9 @@ TEST_P(DataThreadTest, StopWithWorkInFlight) {
   const std::unique_ptr<ClientChannel> channel = open_channel(ChannelId{200});
   ASSERT_TRUE(reader && channel);
   for (int i = 0; i < 8; ++i) {
-    SubmissionEntry entry = source_.entry({0, 3});
+    TestSubmission entry = source_.entry({0, 3});
     entry.window = 100;
-    ASSERT_TRUE(channel->submit(entry).value());
+    source_.submit(*channel, entry, std::vector<float>(3 * 4 * 64, 1.0F));
   }
   loop_->thread().stop();
   loop_->thread().post(CloseSession{DataHarness::kSession});  // nobody hears it, nothing breaks

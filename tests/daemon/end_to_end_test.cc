@@ -69,7 +69,7 @@ TEST_P(EndToEndTest, PutMatchWindowLoadFlushRestart) {
     ASSERT_TRUE(window.ok()) << window.error().message << daemon.log();
     Result<ClientChannel> channel = second.open_channel();
     ASSERT_TRUE(channel.ok()) << channel.error().message;
-    const Result<CompletionEntry> done = second.prefetch(channel.value(), window.value(), 300);
+    const Result<PrefetchRow> done = second.prefetch(channel.value(), window.value(), 300);
     ASSERT_TRUE(done.ok()) << done.error().message << daemon.log();
     EXPECT_EQ(done.value().status, 0);
     EXPECT_EQ(done.value().covered_to, covered);
@@ -128,7 +128,7 @@ TEST_P(EndToEndTest, PutMatchWindowLoadFlushRestart) {
   ASSERT_TRUE(window.ok()) << window.error().message;
   Result<ClientChannel> channel = third.open_channel();
   ASSERT_TRUE(channel.ok());
-  const Result<CompletionEntry> done = third.prefetch(channel.value(), window.value(), 300);
+  const Result<PrefetchRow> done = third.prefetch(channel.value(), window.value(), 300);
   ASSERT_TRUE(done.ok()) << done.error().message << daemon.log();
   EXPECT_EQ(done.value().covered_to, covered);
   const Result<uint32_t> checked = third.check_tables(window.value());
@@ -156,12 +156,12 @@ TEST(SharedTest, WindowGrowsByAnotherSessionsCommit) {
   ASSERT_TRUE(window.ok()) << window.error().message;
   Result<ClientChannel> channel = reader.open_channel();
   ASSERT_TRUE(channel.ok());
-  const Result<CompletionEntry> before = reader.prefetch(channel.value(), window.value(), 10);
+  const Result<PrefetchRow> before = reader.prefetch(channel.value(), window.value(), 10);
   ASSERT_TRUE(before.ok());
   EXPECT_EQ(before.value().covered_to, reader.end_token(4));
 
   ASSERT_TRUE(writer.put(5, writer.sentence_count() - 5).ok());
-  const Result<CompletionEntry> after = reader.prefetch(channel.value(), window.value(), 500);
+  const Result<PrefetchRow> after = reader.prefetch(channel.value(), window.value(), 500);
   ASSERT_TRUE(after.ok());
   EXPECT_EQ(after.value().covered_to, reader.end_token(reader.sentence_count() - 1));
   const Result<uint32_t> checked = reader.check_tables(window.value());
@@ -196,7 +196,7 @@ TEST(SharedTest, SmallHostBudgetReadsTheSameBytes) {
   Result<ClientChannel> channel = engine.open_channel();
   ASSERT_TRUE(channel.ok());
   for (uint32_t token = 50; token < covered; token += 400) {
-    const Result<CompletionEntry> done = engine.prefetch(channel.value(), window.value(), token);
+    const Result<PrefetchRow> done = engine.prefetch(channel.value(), window.value(), token);
     ASSERT_TRUE(done.ok()) << done.error().message << daemon.log();
     EXPECT_EQ(done.value().status, 0);
     EXPECT_EQ(done.value().misses, 0U);
@@ -257,7 +257,7 @@ TEST(SharedTest, VectorsPutIsValidatedAndFeedsWindows) {
   ASSERT_TRUE(window.ok());
   Result<ClientChannel> channel = engine.open_channel();
   ASSERT_TRUE(channel.ok());
-  Result<CompletionEntry> done = engine.prefetch(channel.value(), window.value(), 10);
+  Result<PrefetchRow> done = engine.prefetch(channel.value(), window.value(), 10);
   ASSERT_TRUE(done.ok()) << done.error().message;
   EXPECT_EQ(done.value().covered_to, 0U);
 
@@ -341,7 +341,7 @@ TEST(SharedTest, DeviceDeathCostsWindowsOnly) {
   const Result<WindowLost> which = decode_body<WindowLost>(event.value().body);
   ASSERT_TRUE(which.ok());
   EXPECT_EQ(which.value().window, lost.value().reply.window);
-  const Result<CompletionEntry> stale = engine.prefetch(channel.value(), lost.value(), 100);
+  const Result<PrefetchRow> stale = engine.prefetch(channel.value(), lost.value(), 100);
   ASSERT_TRUE(stale.ok()) << stale.error().message;
   EXPECT_EQ(stale.value().status, static_cast<int32_t>(ErrorCode::kStale));
   EXPECT_TRUE(
@@ -349,7 +349,7 @@ TEST(SharedTest, DeviceDeathCostsWindowsOnly) {
 
   const Result<TestEngine::Window> window = engine.open_window(quarter_window());
   ASSERT_TRUE(window.ok()) << window.error().message << daemon.log();
-  const Result<CompletionEntry> done = engine.prefetch(channel.value(), window.value(), 100);
+  const Result<PrefetchRow> done = engine.prefetch(channel.value(), window.value(), 100);
   ASSERT_TRUE(done.ok()) << done.error().message;
   EXPECT_EQ(done.value().status, 0);
   const Result<uint32_t> checked = engine.check_tables(window.value());

@@ -243,8 +243,8 @@ TEST_F(ServerTest, FieldsAreChecked) {
           ErrorCode::kTooLarge, "tables");
   refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 5, 0}, ErrorCode::kUnsupported,
           "cut 5");
-  refused(Verb::kChannelOpen, ChannelOpen{0}, ErrorCode::kTooLarge, "query_area_bytes");
-  refused(Verb::kChannelOpen, ChannelOpen{1ULL << 40}, ErrorCode::kTooLarge, "query_area_bytes");
+  refused(Verb::kChannelOpen, ChannelOpen{0}, ErrorCode::kTooLarge, "argument_area_bytes");
+  refused(Verb::kChannelOpen, ChannelOpen{1ULL << 40}, ErrorCode::kTooLarge, "argument_area_bytes");
   refused(Verb::kFlush, Flush{9}, ErrorCode::kUnsupported, "level 9");
   refused(Verb::kFlush, Flush{static_cast<uint8_t>(FlushLevel::kDurable)}, ErrorCode::kUnsupported,
           "");  // no NVMe tier here

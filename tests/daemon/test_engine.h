@@ -219,9 +219,9 @@ class TestEngine {
     return window;
   }
 
-  Result<ClientChannel> open_channel(uint64_t query_area_bytes = 1 << 16) {
+  Result<ClientChannel> open_channel(uint64_t argument_area_bytes = 1 << 16) {
     const Result<ChannelOpenReply> reply =
-        client_.call<ChannelOpenReply>(Verb::kChannelOpen, ChannelOpen{query_area_bytes});
+        client_.call<ChannelOpenReply>(Verb::kChannelOpen, ChannelOpen{argument_area_bytes});
     if (!reply.ok()) {
       return reply.error();
     }
@@ -231,13 +231,17 @@ class TestEngine {
     parts.daemon_doorbell = std::move(client_.fds()[1]);
     parts.client_doorbell = std::move(client_.fds()[2]);
     parts.bytes = reply.value().bytes;
-    parts.query_area_offset = reply.value().query_area_offset;
+    parts.argument_area_offset = reply.value().argument_area_offset;
     return ClientChannel::attach(std::move(parts));
   }
 
   // One prefetch over all layers, by a query that is the key of `token` in each layer and head.
-  Result<CompletionEntry> prefetch(ClientChannel& channel, const Window& window, uint32_t token) {
-    auto* query = reinterpret_cast<float*>(channel.query_area().data());
+  Result<PrefetchRow> prefetch(ClientChannel& channel, const Window& window, uint32_t token) {
+    std::byte* const argument = channel.argument_area().data();
+    PrefetchRow row{};
+    row.window = window.reply.window;
+    std::memcpy(argument, &row, sizeof row);
+    auto* query = reinterpret_cast<float*>(argument + sizeof row);
     for (uint32_t layer = 0; layer < layout_.layer_count(); ++layer) {
       for (uint32_t head = 0; head < 4; ++head) {
         for (uint32_t dim = 0; dim < 64; ++dim) {
@@ -248,9 +252,9 @@ class TestEngine {
     SubmissionEntry entry{};
     entry.ticket = next_prefetch_++;
     entry.verb = static_cast<uint32_t>(ChannelVerb::kPrefetch);
-    entry.window = window.reply.window;
+    entry.row_count = 1;
     entry.layer_count = layout_.layer_count();
-    entry.query_bytes = layout_.layer_count() * 4 * 64 * 4;
+    entry.argument_bytes = sizeof row + layout_.layer_count() * 4 * 64 * 4;
     entry.cold = static_cast<uint32_t>(ColdMode::kWait);
     entry.deadline_us = 10'000'000;
     const Result<bool> submitted = channel.submit(entry);
@@ -263,7 +267,9 @@ class TestEngine {
         return done.error();
       }
       if (done.value().has_value()) {
-        return *done.value();
+        std::memcpy(&row, argument, sizeof row);
+        row.status = done.value()->status;
+        return row;
       }
       const Result<ChannelWait> waited =
           channel.wait(std::chrono::seconds(30), client_.fd(), std::chrono::nanoseconds(0));
@@ -272,6 +278,58 @@ class TestEngine {
       }
       if (waited.value() == ChannelWait::kTimeout) {
         return Error{ErrorCode::kTimeout, "no completion came"};
+      }
+    }
+  }
+
+  // A frame by the channel, whatever it is, and what comes back: its reply, the status of a
+  // completion without one, or kDisconnected where the daemon ended the session.
+  Result<Frame> by_channel(ClientChannel& channel, const std::vector<uint8_t>& frame) {
+    std::memcpy(channel.argument_area().data(), frame.data(), frame.size());
+    SubmissionEntry entry{};
+    entry.ticket = next_prefetch_++;
+    entry.verb = static_cast<uint32_t>(ChannelVerb::kRequest);
+    entry.argument_bytes = static_cast<uint32_t>(frame.size());
+    entry.reply_bytes_max = kMessageBytesMax;
+    return by_channel(channel, entry);
+  }
+  Result<Frame> by_channel(ClientChannel& channel, const SubmissionEntry& entry) {
+    if (const Result<bool> submitted = channel.submit(entry); !submitted.ok()) {
+      return submitted.error();
+    }
+    for (;;) {
+      const Result<std::optional<CompletionEntry>> done = channel.next_completion();
+      if (!done.ok()) {
+        return done.error();
+      }
+      if (done.value().has_value()) {
+        if (done.value()->status != 0) {
+          return Error{static_cast<ErrorCode>(done.value()->status), "by the completion"};
+        }
+        const auto* bytes = reinterpret_cast<const uint8_t*>(channel.argument_area().data()) +
+                            entry.argument_offset;
+        const std::vector<uint8_t> reply(bytes, bytes + done.value()->reply_bytes);
+        const Result<FrameHeader> header = decode_header(reply);
+        if (!header.ok()) {
+          return header.error();
+        }
+        Frame frame;
+        frame.header = header.value();
+        frame.body.assign(reply.begin() + sizeof(FrameHeader), reply.end());
+        return frame;
+      }
+      const Result<ChannelWait> waited = channel.wait(std::chrono::seconds(30), client_.fd());
+      if (!waited.ok()) {
+        return waited.error();
+      }
+      if (waited.value() == ChannelWait::kTimeout) {
+        return Error{ErrorCode::kTimeout, "no completion came"};
+      }
+      if (waited.value() == ChannelWait::kSocket) {
+        const Result<Frame> frame = client_.receive();
+        if (!frame.ok()) {
+          return frame.error();
+        }
       }
     }
   }

@@ -62,11 +62,11 @@ class WindowReader {
 
   // One prefetch by the key of `token`, its tables read, every byte in a slot checked.
   Result<Reading> read(uint32_t token) {
-    const Result<CompletionEntry> done = engine_->prefetch(channel_, window_, token);
+    const Result<PrefetchRow> done = engine_->prefetch(channel_, window_, token);
     if (!done.ok()) {
       return done.error();
     }
-    const CompletionEntry& completion = done.value();
+    const PrefetchRow& completion = done.value();
     if (completion.status != 0 || completion.misses != 0) {
       return Error{static_cast<ErrorCode>(completion.status),
                    "status " + std::to_string(completion.status) + ", " +

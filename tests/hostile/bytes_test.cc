@@ -141,5 +141,80 @@ TEST_F(BytesTest, EveryFlippedByte) {
   check_daemon();
 }
 
+// Goal: the same frames by a channel: every truncation and a flipped bit in any byte is answered or
+// ends that session.
+TEST_F(BytesTest, EveryTruncationAndFlipByChannel) {
+  std::mt19937 random(13);
+  std::unique_ptr<TestEngine> client = engine();
+  std::optional<ClientChannel> channel;
+  const auto renew = [&] {
+    channel.reset();
+    client = engine();
+    Result<ClientChannel> opened = client->open_channel(2 * kMessageBytesMax);
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    channel.emplace(std::move(opened).value());
+  };
+  renew();
+  const auto send = [&](const std::vector<uint8_t>& frame, size_t verb, size_t at) {
+    const Result<Frame> reply = client->by_channel(*channel, frame);
+    ASSERT_TRUE(reply.ok() || reply.error().code != ErrorCode::kTimeout)
+        << "verb " << verb << " byte " << at << daemon_.log();
+    if (!reply.ok() || at % 16 == 0) renew();  // some sessions live through several
+  };
+  const size_t verbs = requests_of(*client).size();
+  for (size_t verb = 0; verb < verbs; ++verb) {
+    const size_t bytes = requests_of(*client)[verb].size();
+    for (size_t cut = 0; cut < bytes; cut += cut < 80 ? 7 : 61) {
+      std::vector<uint8_t> frame = requests_of(*client)[verb];
+      frame.resize(cut);
+      if (cut >= sizeof(FrameHeader) && cut % 2 == 0) {
+        const auto body = static_cast<uint32_t>(cut - sizeof(FrameHeader));
+        std::memcpy(frame.data() + offsetof(FrameHeader, body_bytes), &body, sizeof body);
+      }
+      send(frame, verb, cut);
+    }
+    for (size_t at = 0; at < bytes; at += at < 120 ? 2 : 29) {
+      std::vector<uint8_t> frame = requests_of(*client)[verb];
+      frame[at] ^= static_cast<uint8_t>(1U << random() % 8);
+      send(frame, verb, at);
+    }
+  }
+  channel.reset();
+  client.reset();
+  check_daemon();
+}
+
+// Goal: an entry of a request with any field out of its range is answered, and the session goes on.
+TEST_F(BytesTest, EntriesOfRequestsThatCannotBe) {
+  std::unique_ptr<TestEngine> client = engine();
+  ClientChannel channel = std::move(client->open_channel(2 * kMessageBytesMax)).value();
+  const std::vector<uint8_t> good =
+      encode_request(Verb::kPutReserve, Ticket{7}, PutReserve{client->context_id(), 0, 2});
+  const auto with = [&](auto change) {
+    std::memcpy(channel.argument_area().data(), good.data(), good.size());
+    SubmissionEntry entry{};
+    entry.ticket = 9;
+    entry.verb = static_cast<uint32_t>(ChannelVerb::kRequest);
+    entry.argument_bytes = static_cast<uint32_t>(good.size());
+    entry.reply_bytes_max = kMessageBytesMax;
+    change(entry);
+    const Result<Frame> reply = client->by_channel(channel, entry);
+    return reply.ok() ? ErrorCode::kOk : reply.error().code;
+  };
+  constexpr ErrorCode kBad = ErrorCode::kInvalidArgument;
+  EXPECT_EQ(with([](auto& e) { e.argument_offset = 0xFFFFFFF8; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.argument_offset = 4; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.argument_bytes = 0xFFFFFFFF; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.argument_bytes = 31; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.argument_bytes = kMessageBytesMax + 8; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.reply_bytes_max = 0xFFFFFFFF; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.reserved[1] = 1; }), kBad);
+  EXPECT_EQ(with([](auto& e) { e.verb = 0; }), ErrorCode::kUnsupported);
+  EXPECT_EQ(with([](auto& e) { e.reply_bytes_max = 8; }), ErrorCode::kTooLarge);
+  EXPECT_EQ(with([](auto&) {}), ErrorCode::kOk);
+  client.reset();
+  check_daemon();
+}
+
 }  // namespace
 }  // namespace skv::test

@@ -123,8 +123,7 @@ const Victim kVictims[] = {
        }
        auto* header = reinterpret_cast<WindowHeader*>(window.value().tables.data());
        for (uint32_t token = 0;; token = (token + 37) % 300) {
-         const Result<CompletionEntry> done =
-             engine.prefetch(channel.value(), window.value(), token);
+         const Result<PrefetchRow> done = engine.prefetch(channel.value(), window.value(), token);
          if (done.ok()) {
            header->readers_done.store(done.value().version);
          }

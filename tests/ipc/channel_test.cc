@@ -53,19 +53,23 @@ struct HostileClient {
 TEST(Channel, SubmissionAndCompletionCross) {
   Ends ends = open_channel();
   const std::vector<float> query{1.0F, -2.5F, 3.25F};
-  std::memcpy(ends.client.query_area().data() + 64, query.data(), 12);
+  std::memcpy(ends.client.argument_area().data() + 64, query.data(), 12);
   SubmissionEntry sent = submission(7);
-  sent.query_offset = 64;
-  sent.query_bytes = 12;
+  sent.argument_offset = 64;
+  sent.argument_bytes = 12;
   ASSERT_TRUE(ends.client.submit(sent).value());
 
   const std::optional<SubmissionEntry> got = ends.daemon.next().value();
   ASSERT_TRUE(got.has_value());
   EXPECT_EQ(got->ticket, 7U);
-  std::vector<float> copied;
-  ASSERT_TRUE(ends.daemon.copy_query(*got, copied).ok());
+  std::vector<float> copied(3);
+  ASSERT_TRUE(ends.daemon.check_argument(*got).ok());
+  ends.daemon.copy_argument(*got, 0, std::as_writable_bytes(std::span(copied)));
   EXPECT_EQ(copied, query);
+  const std::vector<float> answer{4.0F, 5.0F, 6.0F};
+  ends.daemon.write_argument(*got, std::as_bytes(std::span(answer)));
   ASSERT_TRUE(ends.daemon.complete(completion(7)).ok());
+  EXPECT_EQ(std::memcmp(ends.client.argument_area().data() + 64, answer.data(), 12), 0);
   EXPECT_EQ(ends.client.next_completion().value()->ticket, 7U);
   EXPECT_FALSE(ends.client.next_completion().value().has_value());
   EXPECT_EQ(ends.client.in_flight(), 0U);
@@ -131,8 +135,8 @@ TEST(Channel, GeometryIsNotReadBack) {
   ChannelParts parts;
   DaemonChannel daemon = std::move(DaemonChannel::create(4096, parts)).value();
   HostileClient client(parts);
-  client.header.query_area_offset = ~uint64_t{0};
-  client.header.query_area_bytes = ~uint64_t{0};
+  client.header.argument_area_offset = ~uint64_t{0};
+  client.header.argument_area_bytes = ~uint64_t{0};
   client.header.magic = 0;
   client.header.submission_head = 1234;
   client.header.completion_tail = 4321;
@@ -140,39 +144,40 @@ TEST(Channel, GeometryIsNotReadBack) {
   const std::optional<SubmissionEntry> got = daemon.next().value();
   ASSERT_TRUE(got.has_value());
   SubmissionEntry entry = *got;
-  entry.query_offset = 4096;
-  entry.query_bytes = 4;
-  std::vector<float> to;
-  EXPECT_EQ(daemon.copy_query(entry, to).error().code, ErrorCode::kInvalidArgument);
+  entry.argument_offset = 4096;
+  entry.argument_bytes = 4;
+  EXPECT_EQ(daemon.check_argument(entry).error().code, ErrorCode::kInvalidArgument);
   EXPECT_TRUE(daemon.complete(completion(0)).ok());
   EXPECT_EQ(client.header.completion_tail, 1U);
 }
 
-TEST(Channel, QueryOutsideItsAreaIsRefused) {
+TEST(Channel, ArgumentsOutsideTheirAreaAreRefused) {
   Ends ends = open_channel(1);  // rounded up to one page
-  EXPECT_EQ(ends.client.query_area().size(), 4096U);
-  const auto copies = [&](uint32_t offset, uint32_t bytes) {
+  EXPECT_EQ(ends.client.argument_area().size(), 4096U);
+  const auto inside = [&](uint32_t offset, uint32_t bytes, uint32_t reply_bytes = 0) {
     SubmissionEntry entry = submission(1);
-    entry.query_offset = offset;
-    entry.query_bytes = bytes;
-    std::vector<float> to;
-    return ends.daemon.copy_query(entry, to).ok();
+    entry.argument_offset = offset;
+    entry.argument_bytes = bytes;
+    entry.reply_bytes_max = reply_bytes;
+    return ends.daemon.check_argument(entry).ok();
   };
-  EXPECT_TRUE(copies(0, 4096));
-  EXPECT_TRUE(copies(4092, 4));
-  EXPECT_TRUE(copies(0, 0));
-  EXPECT_FALSE(copies(4096, 4));
-  EXPECT_FALSE(copies(4, 4096));
-  EXPECT_FALSE(copies(2, 4));
-  EXPECT_FALSE(copies(0, 6));
-  EXPECT_FALSE(copies(0xFFFFFFFCU, 8));  // the sum wraps in 32 bits
-  EXPECT_FALSE(copies(8, 0xFFFFFFFCU));
+  EXPECT_TRUE(inside(0, 4096));
+  EXPECT_TRUE(inside(4088, 8));
+  EXPECT_TRUE(inside(0, 0));
+  EXPECT_TRUE(inside(0, 7, 4096));
+  EXPECT_FALSE(inside(4096, 4));
+  EXPECT_FALSE(inside(8, 4096));
+  EXPECT_FALSE(inside(4, 4));
+  EXPECT_FALSE(inside(8, 8, 4096));
+  EXPECT_FALSE(inside(0xFFFFFFF8U, 16));  // the sum wraps in 32 bits
+  EXPECT_FALSE(inside(8, 0xFFFFFFFCU));
+  EXPECT_FALSE(inside(8, 8, 0xFFFFFFFCU));
 }
 
 TEST(Channel, SizesAreLimited) {
   ChannelParts parts;
   EXPECT_EQ(DaemonChannel::create(0, parts).error().code, ErrorCode::kTooLarge);
-  EXPECT_EQ(DaemonChannel::create(kQueryAreaBytesMax + 1, parts).error().code,
+  EXPECT_EQ(DaemonChannel::create(kArgumentAreaBytesMax + 1, parts).error().code,
             ErrorCode::kTooLarge);
 }
 
@@ -182,7 +187,7 @@ TEST(Channel, AttachRefusesWhatIsNoChannel) {
   ChannelParts wrong;
   wrong.memory = create_shared_memory("other", 16384).value();
   wrong.bytes = 16384;
-  wrong.query_area_offset = kQueryAreaOffset;
+  wrong.argument_area_offset = kArgumentAreaOffset;
   EXPECT_EQ(ClientChannel::attach(std::move(wrong)).error().code, ErrorCode::kUnsupported);
   parts.bytes += 4096;  // more than the memory has
   EXPECT_FALSE(ClientChannel::attach(std::move(parts)).ok());
@@ -196,7 +201,8 @@ TEST(Channel, ClientCannotBlockTheDaemonByItsDoorbells) {
   HostileClient client(parts);
   ASSERT_EQ(::fcntl(parts.daemon_doorbell.get(), F_SETFL, 0), 0);
   ASSERT_EQ(::fcntl(parts.client_doorbell.get(), F_SETFL, 0), 0);
-  daemon.awake();  // reads an empty eventfd
+  daemon.awake();
+  daemon.drain();  // reads an empty eventfd
   const uint64_t almost_full = ~uint64_t{0} - 1;
   ASSERT_EQ(::write(parts.daemon_doorbell.get(), &almost_full, 8), 8);
   daemon.awake();
@@ -235,10 +241,11 @@ TEST(Channel, TwoThreadsSleepAndWake) {
     for (uint64_t served = 0; served < kCalls;) {
       const std::optional<SubmissionEntry> got = ends.daemon.next().value();
       if (got) {
-        std::vector<float> query;
-        ASSERT_TRUE(ends.daemon.copy_query(*got, query).ok());
+        float query = 0.0F;
+        ASSERT_TRUE(ends.daemon.check_argument(*got).ok());
+        ends.daemon.copy_argument(*got, 0, std::as_writable_bytes(std::span(&query, 1)));
         CompletionEntry answer = completion(got->ticket);
-        answer.bytes_moved = static_cast<uint64_t>(query.at(0));
+        answer.taken_ns = static_cast<uint64_t>(query);
         ASSERT_TRUE(ends.daemon.complete(answer).ok());
         ++served;
         continue;
@@ -248,20 +255,21 @@ TEST(Channel, TwoThreadsSleepAndWake) {
         ::poll(&watched, 1, -1);
       }
       ends.daemon.awake();
+      ends.daemon.drain();
     }
   });
   for (uint64_t i = 0; i < kCalls; ++i) {
     const auto value = static_cast<float>(i);
-    std::memcpy(ends.client.query_area().data(), &value, 4);
+    std::memcpy(ends.client.argument_area().data(), &value, 4);
     SubmissionEntry entry = submission(i);
-    entry.query_bytes = 4;
+    entry.argument_bytes = 4;
     ASSERT_TRUE(ends.client.submit(entry).value());
     ASSERT_EQ(ends.client.wait(seconds(60), -1, std::chrono::microseconds(i % 3)).value(),
               ChannelWait::kReady);
     const std::optional<CompletionEntry> got = ends.client.next_completion().value();
     ASSERT_TRUE(got.has_value());
     ASSERT_EQ(got->ticket, i);
-    ASSERT_EQ(got->bytes_moved, i);
+    ASSERT_EQ(got->taken_ns, i);
   }
   daemon.join();
 }

@@ -123,33 +123,41 @@ std::string channel() {
   out << layout(
              "ChannelHeader", sizeof(ChannelHeader),
              {SKV_MEMBER(ChannelHeader, magic), SKV_MEMBER(ChannelHeader, version),
-              SKV_MEMBER(ChannelHeader, query_area_offset),
-              SKV_MEMBER(ChannelHeader, query_area_bytes),
+              SKV_MEMBER(ChannelHeader, argument_area_offset),
+              SKV_MEMBER(ChannelHeader, argument_area_bytes),
               SKV_MEMBER(ChannelHeader, submission_tail),
               SKV_MEMBER(ChannelHeader, submission_head),
               SKV_MEMBER(ChannelHeader, completion_tail),
               SKV_MEMBER(ChannelHeader, completion_head), SKV_MEMBER(ChannelHeader, daemon_sleeps),
               SKV_MEMBER(ChannelHeader, client_sleeps)})
       << '\n'
-      << layout(
-             "SubmissionEntry", sizeof(SubmissionEntry),
-             {SKV_MEMBER(SubmissionEntry, ticket), SKV_MEMBER(SubmissionEntry, verb),
-              SKV_MEMBER(SubmissionEntry, window), SKV_MEMBER(SubmissionEntry, first_layer),
-              SKV_MEMBER(SubmissionEntry, layer_count), SKV_MEMBER(SubmissionEntry, query_offset),
-              SKV_MEMBER(SubmissionEntry, query_bytes), SKV_MEMBER(SubmissionEntry, cold),
-              SKV_MEMBER(SubmissionEntry, deadline_us), SKV_MEMBER(SubmissionEntry, reserved)})
+      << layout("SubmissionEntry", sizeof(SubmissionEntry),
+                {SKV_MEMBER(SubmissionEntry, ticket), SKV_MEMBER(SubmissionEntry, verb),
+                 SKV_MEMBER(SubmissionEntry, argument_offset),
+                 SKV_MEMBER(SubmissionEntry, argument_bytes),
+                 SKV_MEMBER(SubmissionEntry, reply_bytes_max),
+                 SKV_MEMBER(SubmissionEntry, row_count), SKV_MEMBER(SubmissionEntry, first_layer),
+                 SKV_MEMBER(SubmissionEntry, layer_count), SKV_MEMBER(SubmissionEntry, cold),
+                 SKV_MEMBER(SubmissionEntry, deadline_us), SKV_MEMBER(SubmissionEntry, reserved)})
+      << '\n'
+      << layout("PrefetchRow", sizeof(PrefetchRow),
+                {SKV_MEMBER(PrefetchRow, window), SKV_MEMBER(PrefetchRow, status),
+                 SKV_MEMBER(PrefetchRow, version), SKV_MEMBER(PrefetchRow, bytes_moved),
+                 SKV_MEMBER(PrefetchRow, covered_to), SKV_MEMBER(PrefetchRow, hits_device),
+                 SKV_MEMBER(PrefetchRow, hits_host), SKV_MEMBER(PrefetchRow, hits_nvme),
+                 SKV_MEMBER(PrefetchRow, misses), SKV_MEMBER(PrefetchRow, read_blocks),
+                 SKV_MEMBER(PrefetchRow, unread_mass), SKV_MEMBER(PrefetchRow, ranked),
+                 SKV_MEMBER(PrefetchRow, reserved)})
       << '\n'
       << layout("CompletionEntry", sizeof(CompletionEntry),
                 {SKV_MEMBER(CompletionEntry, ticket), SKV_MEMBER(CompletionEntry, status),
-                 SKV_MEMBER(CompletionEntry, covered_to), SKV_MEMBER(CompletionEntry, version),
-                 SKV_MEMBER(CompletionEntry, bytes_moved), SKV_MEMBER(CompletionEntry, hits_device),
-                 SKV_MEMBER(CompletionEntry, hits_host), SKV_MEMBER(CompletionEntry, hits_nvme),
-                 SKV_MEMBER(CompletionEntry, misses), SKV_MEMBER(CompletionEntry, unread_mass),
-                 SKV_MEMBER(CompletionEntry, daemon_us), SKV_MEMBER(CompletionEntry, read_blocks),
+                 SKV_MEMBER(CompletionEntry, reply_bytes), SKV_MEMBER(CompletionEntry, taken_ns),
+                 SKV_MEMBER(CompletionEntry, daemon_ns), SKV_MEMBER(CompletionEntry, rank_ns),
+                 SKV_MEMBER(CompletionEntry, cut_ns), SKV_MEMBER(CompletionEntry, write_ns),
                  SKV_MEMBER(CompletionEntry, reserved)})
       << "\nEntries per ring: " << kChannelEntries << ". Submissions begin at byte "
-      << kSubmissionsOffset << ", completions at " << kCompletionsOffset << ", the query area at "
-      << kQueryAreaOffset << ".\n";
+      << kSubmissionsOffset << ", completions at " << kCompletionsOffset
+      << ", the argument area at " << kArgumentAreaOffset << ".\n";
   return out.str();
 }
 

@@ -19,7 +19,7 @@ from ._session import Memory, Model, Session, StridedKv, Ticket
 from ._types import (AppendResult, Cold, ContextInfo, Cut, Dtype, FlushLevel, IndexKind, KState,
                      Layer, LayerClass, LoadResult, Match, MatchResult, ModelDescriptor, ModelInfo,
                      Origin, PrefetchResult, Put, RotaryPairing, RotaryTable, SessionInfo, StatKind)
-from ._window import Lease, Table, Window
+from ._window import Lease, Table, Window, prefetch_rows
 
 __version__: str = _lib.skv_version().decode()
 

@@ -13,6 +13,7 @@ from ._errors import BY_CODE, InternalError
 
 AT_END = 0xFFFFFFFF
 NO_ROTARY = 0xFFFF
+SPIN_NEVER = 0xFFFFFFFF
 
 
 class Struct(ctypes.Structure):
@@ -24,7 +25,7 @@ class Struct(ctypes.Structure):
 
 class SessionOptions(Struct):
     _fields_ = [("size", c_uint32), ("connect_timeout_ms", c_uint32), ("call_timeout_ms", c_uint32),
-                ("reserved", c_uint32), ("socket_path", c_char_p), ("client_name", c_char_p)]
+                ("spin_us", c_uint32), ("socket_path", c_char_p), ("client_name", c_char_p)]
 
 
 class SessionInfo(Struct):
@@ -130,7 +131,9 @@ class PrefetchResult(Struct):
     _fields_ = [("size", c_uint32), ("covered_to", c_uint32), ("version", c_uint64),
                 ("bytes_moved", c_uint64), ("hits_device", c_uint32), ("hits_host", c_uint32),
                 ("hits_nvme", c_uint32), ("misses", c_uint32), ("read_blocks", c_uint32),
-                ("unread_mass", c_float), ("daemon_us", c_uint32), ("reserved", c_uint32)]
+                ("unread_mass", c_float), ("daemon_us", c_uint32), ("status", c_int32),
+                ("rank_ns", c_uint32), ("cut_ns", c_uint32), ("write_ns", c_uint32),
+                ("daemon_ns", c_uint32)]
 
 
 class Table(Struct):
@@ -196,6 +199,11 @@ PROTOTYPES = {
     "skv_window_get_info": [c_void_p, POINTER(WindowInfo)],
     "skv_prefetch": [c_void_p, c_void_p, c_uint64, POINTER(PrefetchOptions),
                      POINTER(PrefetchResult)],
+    "skv_prefetch_rows": [POINTER(c_void_p), c_uint32, c_void_p, c_uint64,
+                          POINTER(PrefetchOptions), POINTER(PrefetchResult)],
+    "skv_guess": [c_void_p, c_void_p, c_uint64, POINTER(PrefetchOptions)],
+    "skv_confirm": [c_void_p, c_void_p, c_uint64, POINTER(PrefetchOptions),
+                    POINTER(PrefetchResult)],
     "skv_window_table": [c_void_p, c_uint32, POINTER(Table)],
     "skv_window_slot": [c_void_p, c_uint32, c_uint32, _OUT],
     "skv_readers_done": [c_void_p, c_uint64],

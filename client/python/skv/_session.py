@@ -25,15 +25,17 @@ class Session(Handle):
 
     Any thread may use it and all that is opened under it. `connect_timeout` bounds opening, and
     connecting again inside later calls; `call_timeout` every call that asks the daemon (default:
-    what the daemon proposes). Both in seconds.
+    what the daemon proposes). Both in seconds. `spin`: most seconds that a wait for the data thread
+    looks before it sleeps (default: the library's choice; 0: none).
     """
 
     def __init__(self, socket_path: Optional[Union[str, "os.PathLike[str]"]] = None, *,
                  client_name: Optional[str] = None, connect_timeout: float = 2.0,
-                 call_timeout: Optional[float] = None) -> None:
+                 call_timeout: Optional[float] = None, spin: Optional[float] = None) -> None:
+        spin_us = 0 if spin is None else round(spin * 1e6) or _abi.SPIN_NEVER
         options = _abi.SessionOptions(
             connect_timeout_ms=max(1, milliseconds(connect_timeout)),
-            call_timeout_ms=milliseconds(call_timeout),
+            call_timeout_ms=milliseconds(call_timeout), spin_us=spin_us,
             socket_path=None if socket_path is None else os.fsencode(socket_path),
             client_name=None if client_name is None else client_name.encode("utf-8"))
         handle = ctypes.c_void_p()

@@ -224,7 +224,8 @@ class LoadResult(NamedTuple):
 
 
 class PrefetchResult(NamedTuple):
-    """Counts are blocks over all (layer, kv head)s of the prefetch."""
+    """Counts are blocks over all (layer, kv head)s of the prefetch. The times are of the call in the
+    daemon: all of it, and of that ranking, choosing and writing tables."""
 
     version: int
     covered_to: int
@@ -236,6 +237,10 @@ class PrefetchResult(NamedTuple):
     read_blocks: int
     unread_mass: float
     daemon_us: int
+    rank_ns: int
+    cut_ns: int
+    write_ns: int
+    daemon_ns: int
 
 
 Values = TypeVar("Values", bound=NamedTuple)

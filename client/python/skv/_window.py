@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,6 +34,30 @@ class Table(NamedTuple):
 
 _COLUMNS = (("slot", np.uint32), ("block", np.uint32), ("sentence", np.uint32),
             ("score", np.float32), ("origin", np.uint8))
+
+
+def _options(first_layer: int, layer_count: int, cold: Cold, deadline: float,
+             timeout: Optional[float]) -> _abi.PrefetchOptions:
+    return _abi.PrefetchOptions(
+        first_layer=first_layer, layer_count=layer_count, cold=int(cold),
+        deadline_us=min(0xFFFFFFFF, int(deadline * 1e6 + 0.999)), timeout_ms=milliseconds(timeout))
+
+
+def prefetch_rows(windows: Sequence[Window], queries: Any, first_layer: int = 0,
+                  layer_count: int = 0, cold: Cold = Cold.PARTIAL, deadline: float = 0.0,
+                  timeout: Optional[float] = None) -> List[PrefetchResult]:
+    """One call for a batch of sequences: as Window.prefetch for each, with the elements of
+    [windows, layers, query heads, k_dim]. Raises for the first window that failed; the others were
+    served all the same."""
+    array = as_query(queries)
+    options = _options(first_layer, layer_count, cold, deadline, timeout)
+    handles = (ctypes.c_void_p * len(windows))(*(each._handle for each in windows))
+    results = (_abi.PrefetchResult * len(windows))()
+    for result in results:
+        result.size = ctypes.sizeof(_abi.PrefetchResult)
+    check(lib.skv_prefetch_rows(handles, len(windows), array.ctypes.data, array.nbytes,
+                                ctypes.byref(options), results))
+    return [from_struct(PrefetchResult, each) for each in results]
 
 
 class Window(Handle):
@@ -103,14 +127,25 @@ class Window(Handle):
         [layers, query heads, k_dim]. layer_count 0: all from first_layer. deadline: of Cold.WAIT,
         seconds (0: the daemon's default). BusyError: readers_done is too far behind."""
         array = as_query(query)
-        options = _abi.PrefetchOptions(
-            first_layer=first_layer, layer_count=layer_count, cold=int(cold),
-            deadline_us=min(0xFFFFFFFF, int(deadline * 1e6 + 0.999)),
-            timeout_ms=milliseconds(timeout))
+        options = _options(first_layer, layer_count, cold, deadline, timeout)
         result = _abi.PrefetchResult()
         check(lib.skv_prefetch(self._handle, array.ctypes.data, array.nbytes,
                                ctypes.byref(options), ctypes.byref(result)))
         return from_struct(PrefetchResult, result)
+
+    def guess(self, query: Any, first_layer: int = 0, layer_count: int = 0,
+              cold: Cold = Cold.PARTIAL) -> None:
+        """Begins the moves of prefetch(query) and publishes nothing. Does not wait; confirm(query),
+        with the right query, moves what this one missed and publishes."""
+        array = as_query(query)
+        options = _options(first_layer, layer_count, cold, 0.0, None)
+        check(lib.skv_guess(self._handle, array.ctypes.data, array.nbytes, ctypes.byref(options)))
+
+    def confirm(self, query: Any, first_layer: int = 0, layer_count: int = 0,
+                cold: Cold = Cold.PARTIAL, deadline: float = 0.0,
+                timeout: Optional[float] = None) -> PrefetchResult:
+        """The prefetch after a guess; as prefetch()."""
+        return self.prefetch(query, first_layer, layer_count, cold, deadline, timeout)
 
     def table(self, layer: int) -> Table:
         """The newest table of a layer, without asking the daemon. NotFoundError before the first

@@ -164,6 +164,30 @@ class VerbsTest(DaemonTest):
         with self.assertRaises(skv.NotFoundError):
             window.table(0)
 
+    def test_a_guess_and_its_confirmation(self) -> None:
+        engine = self.engine()
+        engine.put()
+        window = engine.context.window(4)
+        window.guess(engine.query())
+        done = window.confirm(engine.query())
+        self.assertEqual(done.version, 1, "a guess publishes nothing")
+        self.assertEqual(done.bytes_moved, 0, "all of it was guessed")
+        engine.check_window(self, window, done.version)
+
+    def test_rows_of_one_call(self) -> None:
+        engine = self.engine()
+        engine.put()
+        windows = [engine.context.window(4) for _ in range(3)]
+        queries = np.stack([engine.query(seed) for seed in (7, 8, 9)])
+        rows = skv.prefetch_rows(windows, queries)
+        for window, row, seed in zip(windows, rows, (7, 8, 9)):
+            engine.check_window(self, window, row.version)
+            alone = engine.context.window(4)
+            alone.prefetch(engine.query(seed))
+            self.assertTrue((alone.table(1).block == window.table(1).block).all())
+        with self.assertRaises(skv.InvalidArgumentError):
+            skv.prefetch_rows([windows[0], windows[0]], queries[:2])
+
     def test_layer_by_layer_puts(self) -> None:
         engine = self.engine()
         context, count = engine.context, engine.count
