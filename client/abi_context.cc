@@ -48,9 +48,9 @@ int skv_context_open(skv_model model, const skv_context_options* options, skv_co
       SKV_TRY(read, read_struct(options, "skv_context_options"));
       from = read;
     }
-    if (from.index_kind > SKV_INDEX_MEAN) {
+    if (!skv::is_index_kind(from.index_kind)) {
       return invalid("skv_context_options::index_kind is " + std::to_string(from.index_kind) +
-                     ", allowed are 0 and 1");
+                     ", allowed are 0 to " + std::to_string(static_cast<uint32_t>(skv::kIndexKindLast)));
     }
     if (from.run_tokens > UINT8_MAX) {
       return invalid("skv_context_options::run_tokens is " + std::to_string(from.run_tokens));

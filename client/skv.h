@@ -237,7 +237,20 @@ SKV_API int skv_model_block_bytes(skv_model model, uint32_t layer, uint64_t* byt
 
 /* ---- context --------------------------------------------------------------------------------- */
 
-enum { SKV_INDEX_MEAN_SPREAD_RUNS = 0, SKV_INDEX_MEAN = 1 };
+/* How the sentences of a context are ranked: what is kept for them (docs/protocol.md, semantic
+ * vectors). From 2 on: one entry per run of run_tokens tokens, all read at every step. */
+enum {
+  SKV_INDEX_MEAN_SPREAD_RUNS = 0, /* the default: mean, spread, int4 runs; coarse, then fine */
+  SKV_INDEX_MEAN = 1,             /* of the sentence */
+  SKV_INDEX_FP16 = 2,             /* the run's mean */
+  SKV_INDEX_BF16 = 3,
+  SKV_INDEX_INT8 = 4,
+  SKV_INDEX_INT4 = 5,
+  SKV_INDEX_MIN_MAX = 6, /* upper bounds of the run's logits */
+  SKV_INDEX_BOX = 7,
+  SKV_INDEX_BALL = 8,
+  SKV_INDEX_KEYS = 9 /* the key nearest to the run's mean */
+};
 
 typedef struct skv_context_options {
   uint32_t size;

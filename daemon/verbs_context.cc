@@ -17,10 +17,11 @@ void context_open(Core& core, Session& session, const ContextOpen& message, cons
                              core.config.session_contexts_max));
     return;
   }
-  if (message.index_kind > static_cast<uint8_t>(IndexKind::kMean)) {
+  if (!is_index_kind(message.index_kind)) {
     reply->error({ErrorCode::kUnsupported,
                   "index_kind " + std::to_string(message.index_kind) +
-                      " is not served; served are 0 (mean, spread, runs) and 1 (mean)"});
+                      " is not served; served are 0 to " +
+                      std::to_string(static_cast<uint32_t>(kIndexKindLast))});
     return;
   }
   const uint32_t block_tokens = model->second->descriptor().block_tokens;

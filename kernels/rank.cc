@@ -8,58 +8,52 @@
 #include "kernels/cut.h"
 #include "kernels/float_environment.h"
 #include "kernels/rank_math.h"
+#include "kernels/rank_memory.h"
 #include "kernels/rank_ops.h"
 
 namespace skv {
 namespace {
 
-constexpr uint32_t padded(uint32_t count) { return (count + 15) / 16 * 16; }
-
-// A vector as memory that only grows.
-template <typename T>
-T* room(std::vector<T>& memory, size_t count) {
-  if (memory.size() < count) memory.resize(count);
-  return memory.data();
-}
-
 // One call of rank. Steps in the order of kernels/README.md.
 class Ranking {
  public:
-  Ranking(const RankOps& ops,
-          const RankView& view,
-          const RankQuery& query,
-          const RankOptions& options,
-          RankScratch& scratch)
-      : ops_(ops),
-        view_(view),
-        query_(query),
-        options_(options),
-        s_(scratch),
-        sentences_padded_(padded(view.sentence_count)) {}
+  explicit Ranking(const RankCall& call)
+      : call_(call),
+        ops_(call.ops),
+        view_(call.view),
+        query_(call.query),
+        options_(call.options),
+        s_(call.scratch),
+        sentences_padded_(padded_to_16(view_.sentence_count)) {}
 
-  RankResult run() {
-    s_.reserve(view_.sentence_count, view_.end_block, query_.query_count, view_.k_dim);
-    recent_first_ = view_.end_block - std::min(options_.recent_blocks, view_.end_block);
-    sink_end_ = std::min(options_.sink_blocks, view_.end_block);
+  void run() {
+    s_.reserve(view_.sentence_count, view_.end_block, query_.query_count, view_.k_dim,
+               query_.row_count);
+    recent_first_ = call_.recent_first();
+    sink_end_ = call_.sink_end();
     full_scan_ = view_.kind == IndexKind::kMean ||
                  view_.end_block <= std::max(options_.full_scan_blocks, options_.coarse_blocks);
     scale_queries();
     scan_coarse();
-    choose_sentences();
-    list_blocks();
+    for (uint32_t i = 0; i < query_.row_count; ++i) {
+      choose_sentences(i);
+      list_blocks(s_.rows[i]);
+    }
     if (view_.kind == IndexKind::kMean) {
-      take_means();
+      for (uint32_t i = 0; i < query_.row_count; ++i) take_means(i);
     } else {
       scan_fine();
     }
-    score();
-    return result();
+    for (uint32_t i = 0; i < query_.row_count; ++i) {
+      score(i);
+      s_.results[i] = result(s_.rows[i]);
+    }
   }
 
  private:
   void scale_queries() {
     const float factor = query_.softmax_scale * kLog2E;
-    const size_t count = size_t{query_.query_count} * view_.k_dim;
+    const size_t count = size_t{call_.queries()} * view_.k_dim;
     for (size_t i = 0; i < count; ++i) {
       s_.query[i] = query_.queries[i] * factor;
       s_.query_square[i] = s_.query[i] * s_.query[i];
@@ -72,167 +66,189 @@ class Ranking {
     job.kind = view_.kind;
     job.query = s_.query.data();
     job.query_square = full_scan_ ? nullptr : s_.query_square.data();
-    job.query_count = query_.query_count;
+    job.query_count = call_.queries();
     job.stride = sentences_padded_;
     for (uint32_t first = 0; first < view_.sentence_count; first += kPageSentences) {
       const uint32_t count = std::min(view_.sentence_count - first, kPageSentences);
       job.area = view_.pages[first / kPageSentences] + view_.area_offset;
-      job.tile_count = padded(count) / kTileSentences;
+      job.tile_count = padded_to_16(count) / kTileSentences;
       job.mean_dots = s_.mean_dots.data() + first;
       job.coarse = s_.coarse.data() + first;
       ops_.coarse(job);
     }
   }
 
-  // Marks in s_.taken the sentences that the fine stage reads, lists them, and leaves in s_.coarse
-  // and s_.counts only the others.
-  void choose_sentences() {
-    fine_count_ = 0;
+  // Lists the sentences that the fine stage reads for a row, and leaves in its part of s_.coarse
+  // and in row.counts only the others.
+  void choose_sentences(uint32_t row_index) {
+    RankRow& row = s_.rows[row_index];
+    row.fine_count = 0;
+    row.full_scan = full_scan_;
     if (full_scan_) {
-      for (uint32_t i = 0; i < view_.sentence_count; ++i) s_.sentences[fine_count_++] = i;
+      for (uint32_t i = 0; i < view_.sentence_count; ++i) row.sentences[row.fine_count++] = i;
       return;
     }
     for (uint32_t i = 0; i < view_.sentence_count; ++i) {
-      s_.counts[i] = static_cast<float>(view_.sentences[i].block_count * view_.block_tokens);
+      row.counts[i] = static_cast<float>(view_.sentences[i].block_count * view_.block_tokens);
       s_.block_counts[i] = always_fine(i) ? 0 : view_.sentences[i].block_count;
     }
-    pad(s_.counts.data(), 0.0F);
+    pad(row.counts.data(), 0.0F);
     std::fill_n(s_.shares.data(), sentences_padded_, 0.0F);
     for (uint32_t q = 0; q < query_.query_count; ++q) {
-      float* coarse = s_.coarse.data() + size_t{q} * sentences_padded_;
+      float* coarse = coarse_of(row_index, q);
       pad(coarse, kLogitNone);
       const float max = ops_.max_of(coarse, sentences_padded_);
       const float sum =
-          ops_.weigh(coarse, s_.counts.data(), max, sentences_padded_, s_.weights.data());
-      ops_.add(s_.weights.data(), share_factor(max, sum), options_.reduction, sentences_padded_,
-               s_.shares.data());
+          ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
+      ops_.add(s_.weights.data(), RankCall::share_factor(max, sum), options_.reduction,
+               sentences_padded_, s_.shares.data());
     }
     select_best({s_.shares.data(), view_.sentence_count}, s_.block_counts.data(),
                 options_.coarse_blocks, {s_.taken.data(), view_.sentence_count}, s_.histogram);
     for (uint32_t i = 0; i < view_.sentence_count; ++i) {
       if (s_.taken[i] == 0 && !always_fine(i)) continue;
-      s_.sentences[fine_count_++] = i;
-      s_.counts[i] = 0.0F;
-      for (uint32_t q = 0; q < query_.query_count; ++q) {
-        s_.coarse[size_t{q} * sentences_padded_ + i] = kLogitNone;
-      }
+      row.sentences[row.fine_count++] = i;
+      row.counts[i] = 0.0F;
+      for (uint32_t q = 0; q < query_.query_count; ++q) coarse_of(row_index, q)[i] = kLogitNone;
     }
-    full_scan_ = fine_count_ == view_.sentence_count;
+    row.full_scan = row.fine_count == view_.sentence_count;
   }
 
-  void list_blocks() {
-    block_count_ = 0;
-    for (uint32_t i = 0; i < fine_count_; ++i) {
-      const uint32_t sentence = s_.sentences[i];
+  void list_blocks(RankRow& row) const {
+    row.block_count = 0;
+    for (uint32_t i = 0; i < row.fine_count; ++i) {
+      const uint32_t sentence = row.sentences[i];
       const RankSentence& at = view_.sentences[sentence];
       for (uint32_t block = 0; block < at.block_count; ++block) {
-        s_.blocks[block_count_] = at.first_block + block;
-        s_.block_sentences[block_count_++] = sentence;
+        row.blocks[row.block_count] = at.first_block + block;
+        row.block_sentences[row.block_count++] = sentence;
       }
     }
-    fine_padded_ = padded(fine_count_);
   }
 
-  // Fills s_.fine_max [query][fine sentence] and s_.block_sums [query][block].
+  // Fills fine_max [query][fine sentence] and block_sums [query][block] of every row. A sentence
+  // that several rows chose is read for all of them while it is in the nearest cache.
   void scan_fine() {
+    struct Place {
+      uint32_t fine = 0;
+      uint32_t block = 0;
+    };
+    Place places[kRankQueriesMax];
+    for (;;) {
+      uint32_t sentence = view_.sentence_count;
+      for (uint32_t i = 0; i < query_.row_count; ++i) {
+        const RankRow& row = s_.rows[i];
+        if (places[i].fine < row.fine_count) {
+          sentence = std::min(sentence, row.sentences[places[i].fine]);
+        }
+      }
+      if (sentence == view_.sentence_count) return;
+      FineJob job = fine_job(sentence);
+      for (uint32_t i = 0; i < query_.row_count; ++i) {
+        RankRow& row = s_.rows[i];
+        Place& at = places[i];
+        if (at.fine == row.fine_count || row.sentences[at.fine] != sentence) continue;
+        job.query = s_.query.data() + size_t{i} * query_.query_count * view_.k_dim;
+        job.mean_dots = mean_dots_of(i, 0) + sentence;
+        job.max_stride = padded_to_16(row.fine_count);
+        job.sentence_max = row.fine_max.data() + at.fine++;
+        job.sum_stride = row.block_count;
+        job.block_sums = row.block_sums.data() + at.block;
+        ops_.fine(job);
+        at.block += view_.sentences[sentence].block_count;
+      }
+    }
+  }
+
+  // Of one sentence; what depends on the row is still to be set.
+  FineJob fine_job(uint32_t sentence) const {
     FineJob job;
     job.k_dim = view_.k_dim;
     job.runs_per_block = view_.block_tokens / view_.run_tokens;
     job.run_tokens = static_cast<float>(view_.run_tokens);
-    job.query = s_.query.data();
     job.query_count = query_.query_count;
     job.query_scale = s_.query_scale.data();
     job.mean_stride = sentences_padded_;
-    job.max_stride = fine_padded_;
-    job.sum_stride = block_count_;
     const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view_.kind, view_.k_dim);
-    uint32_t first_block = 0;
-    for (uint32_t i = 0; i < fine_count_; ++i) {
-      const uint32_t sentence = s_.sentences[i];
-      const RankSentence& at = view_.sentences[sentence];
-      const std::byte* area = view_.pages[sentence / kPageSentences] + view_.area_offset;
-      const uint32_t in_page = sentence % kPageSentences;
-      uint16_t scale_m = 0;
-      std::memcpy(&scale_m,
-                  area + size_t{in_page / kTileSentences} * tile_bytes +
-                      RankAreaLayout::scale_m(view_.k_dim) + size_t{in_page % kTileSentences} * 2,
-                  sizeof scale_m);
-      job.fine =
-          area + RankAreaLayout::fine(view_.kind, view_.k_dim) + size_t{view_.k_dim} * at.fine_unit;
-      job.scale_m = half_to_float(scale_m);
-      job.runs = run_count(at.block_count, view_.block_tokens, view_.run_tokens);
-      job.mean_dots = s_.mean_dots.data() + sentence;
-      job.sentence_max = s_.fine_max.data() + i;
-      job.block_sums = s_.block_sums.data() + first_block;
-      ops_.fine(job);
-      first_block += at.block_count;
-    }
+    const RankSentence& at = view_.sentences[sentence];
+    const std::byte* area = view_.pages[sentence / kPageSentences] + view_.area_offset;
+    const uint32_t in_page = sentence % kPageSentences;
+    uint16_t scale_m = 0;
+    std::memcpy(&scale_m,
+                area + size_t{in_page / kTileSentences} * tile_bytes +
+                    RankAreaLayout::scale_m(view_.k_dim) + size_t{in_page % kTileSentences} * 2,
+                sizeof scale_m);
+    job.fine =
+        area + RankAreaLayout::fine(view_.kind, view_.k_dim) + size_t{view_.k_dim} * at.fine_unit;
+    job.scale_m = half_to_float(scale_m);
+    job.runs = run_count(at.block_count, view_.block_tokens, view_.run_tokens);
+    return job;
   }
 
   // kMean: every token of a sentence weighs as its mean does.
-  void take_means() {
+  void take_means(uint32_t row_index) {
+    RankRow& row = s_.rows[row_index];
     for (uint32_t q = 0; q < query_.query_count; ++q) {
-      for (uint32_t i = 0; i < fine_count_; ++i) {
-        s_.fine_max[size_t{q} * fine_padded_ + i] =
-            clean_logit(s_.mean_dots[size_t{q} * sentences_padded_ + i]);
-      }
-      std::fill_n(s_.block_sums.data() + size_t{q} * block_count_, block_count_,
+      const float* mean_dots = mean_dots_of(row_index, q);
+      float* fine_max = row.fine_max.data() + size_t{q} * padded_to_16(row.fine_count);
+      for (uint32_t i = 0; i < row.fine_count; ++i) fine_max[i] = clean_logit(mean_dots[i]);
+      std::fill_n(row.block_sums.data() + size_t{q} * row.block_count, row.block_count,
                   static_cast<float>(view_.block_tokens));
     }
   }
 
-  void score() {
-    std::fill_n(s_.scores.data(), block_count_, 0.0F);
-    skipped_mass_ = 0.0F;
+  void score(uint32_t row_index) {
+    RankRow& row = s_.rows[row_index];
+    const uint32_t fine_padded = padded_to_16(row.fine_count);
+    std::fill_n(row.scores.data(), row.block_count, 0.0F);
+    row.skipped_mass = 0.0F;
     for (uint32_t q = 0; q < query_.query_count; ++q) {
-      float* fine_max = s_.fine_max.data() + size_t{q} * fine_padded_;
-      const float* sums = s_.block_sums.data() + size_t{q} * block_count_;
-      const float* coarse = s_.coarse.data() + size_t{q} * sentences_padded_;
-      sum_sentences(sums);
-      std::fill(fine_max + fine_count_, fine_max + fine_padded_, kLogitNone);
-      float max = ops_.max_of(fine_max, fine_padded_);
-      if (!full_scan_) max = std::max(max, ops_.max_of(coarse, sentences_padded_));
+      float* fine_max = row.fine_max.data() + size_t{q} * fine_padded;
+      const float* sums = row.block_sums.data() + size_t{q} * row.block_count;
+      const float* coarse = coarse_of(row_index, q);
+      sum_sentences(row, sums);
+      std::fill(fine_max + row.fine_count, fine_max + fine_padded, kLogitNone);
+      float max = ops_.max_of(fine_max, fine_padded);
+      if (!row.full_scan) max = std::max(max, ops_.max_of(coarse, sentences_padded_));
       float skipped = 0.0F;
-      if (!full_scan_) {
-        skipped = ops_.weigh(coarse, s_.counts.data(), max, sentences_padded_, s_.weights.data());
+      if (!row.full_scan) {
+        skipped = ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
       }
       const float ranked =
-          ops_.weigh(fine_max, s_.sentence_sums.data(), max, fine_padded_, s_.weights.data());
+          ops_.weigh(fine_max, s_.sentence_sums.data(), max, fine_padded, s_.weights.data());
       const float sum = max == kLogitNone ? 0.0F : ranked + skipped;
-      const float factor = share_factor(max, sum);
-      s_.normalisers[q] = {max == kLogitNone ? 0.0F : max, sum};
-      reduce_into(skipped_mass_, skipped * factor);
+      const float factor = RankCall::share_factor(max, sum);
+      row.normalisers[q] = {max == kLogitNone ? 0.0F : max, sum};
+      reduce_into(row.skipped_mass, skipped * factor);
       uint32_t block = 0;
-      for (uint32_t i = 0; i < fine_count_; ++i) {
+      for (uint32_t i = 0; i < row.fine_count; ++i) {
         const float share = s_.weights[i] * factor;
-        const uint32_t end = block + view_.sentences[s_.sentences[i]].block_count;
-        for (; block < end; ++block) reduce_into(s_.scores[block], sums[block] * share);
+        const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
+        for (; block < end; ++block) reduce_into(row.scores[block], sums[block] * share);
       }
     }
     if (options_.reduction == RankReduction::kMax) return;
     const float group = 1.0F / static_cast<float>(query_.query_count);
-    for (uint32_t block = 0; block < block_count_; ++block) s_.scores[block] *= group;
-    skipped_mass_ *= group;
+    for (uint32_t block = 0; block < row.block_count; ++block) row.scores[block] *= group;
+    row.skipped_mass *= group;
   }
 
   // Per fine sentence, its block sums added in ascending order.
-  void sum_sentences(const float* sums) {
+  void sum_sentences(const RankRow& row, const float* sums) {
     uint32_t block = 0;
-    for (uint32_t i = 0; i < fine_count_; ++i) {
-      const uint32_t end = block + view_.sentences[s_.sentences[i]].block_count;
+    for (uint32_t i = 0; i < row.fine_count; ++i) {
+      const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
       float total = 0.0F;
       for (; block < end; ++block) total = total + sums[block];
       s_.sentence_sums[i] = total;
     }
-    std::fill(s_.sentence_sums.data() + fine_count_, s_.sentence_sums.data() + fine_padded_, 0.0F);
+    std::fill(s_.sentence_sums.data() + row.fine_count,
+              s_.sentence_sums.data() + padded_to_16(row.fine_count), 0.0F);
   }
 
   void reduce_into(float& total, float share) const {
     total = options_.reduction == RankReduction::kMean ? total + share : std::max(total, share);
   }
-
-  // What turns weights into shares; 0 where no logit counts.
-  static float share_factor(float max, float sum) { return max == kLogitNone ? 0.0F : 1.0F / sum; }
 
   bool always_fine(uint32_t sentence) const {
     const RankSentence& at = view_.sentences[sentence];
@@ -243,21 +259,31 @@ class Ranking {
     std::fill(values + view_.sentence_count, values + sentences_padded_, with);
   }
 
-  RankResult result() const {
+  float* coarse_of(uint32_t row, uint32_t query) const {
+    return s_.coarse.data() +
+           (size_t{row} * query_.query_count + query) * size_t{sentences_padded_};
+  }
+  const float* mean_dots_of(uint32_t row, uint32_t query) const {
+    return s_.mean_dots.data() +
+           (size_t{row} * query_.query_count + query) * size_t{sentences_padded_};
+  }
+
+  RankResult result(const RankRow& row) const {
     RankResult result;
-    result.blocks = {s_.blocks.data(), block_count_};
-    result.scores = {s_.scores.data(), block_count_};
-    result.block_sentences = {s_.block_sentences.data(), block_count_};
-    result.sentences = {s_.sentences.data(), fine_count_};
-    result.normalisers = {s_.normalisers.data(), query_.query_count};
-    result.skipped_mass = skipped_mass_;
-    result.full_scan = full_scan_;
+    result.blocks = {row.blocks.data(), row.block_count};
+    result.scores = {row.scores.data(), row.block_count};
+    result.block_sentences = {row.block_sentences.data(), row.block_count};
+    result.sentences = {row.sentences.data(), row.fine_count};
+    result.normalisers = {row.normalisers.data(), query_.query_count};
+    result.skipped_mass = row.skipped_mass;
+    result.full_scan = row.full_scan;
     result.end_block = view_.end_block;
     result.sink_end = sink_end_;
     result.recent_first = recent_first_;
     return result;
   }
 
+  const RankCall& call_;
   const RankOps& ops_;
   const RankView& view_;
   const RankQuery& query_;
@@ -267,72 +293,98 @@ class Ranking {
   uint32_t sink_end_ = 0;
   uint32_t recent_first_ = 0;
   bool full_scan_ = true;
-  uint32_t fine_count_ = 0;
-  uint32_t fine_padded_ = 0;
-  uint32_t block_count_ = 0;
-  float skipped_mass_ = 0.0F;
 };
 
+std::span<const RankResult> rank_with(const RankOps& ops,
+                                      const FlatOps& flat_ops,
+                                      const RankView& view,
+                                      const RankQuery& query,
+                                      const RankOptions& options,
+                                      RankScratch& scratch) {
+  const uint64_t queries = uint64_t{query.query_count} * query.row_count;
+  SKV_CHECK(queries >= 1 && queries <= kRankQueriesMax, "1 to 64 queries in a call");
+  const FloatEnvironment environment;
+  const RankCall call{ops, flat_ops, view, query, options, scratch};
+  if (is_flat(view.kind)) {
+    rank_flat(call);
+  } else {
+    Ranking(call).run();
+  }
+  return {scratch.results.data(), query.row_count};
+}
+
 }  // namespace
+
+float RankCall::share_factor(float max, float sum) { return max == kLogitNone ? 0.0F : 1.0F / sum; }
 
 // The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void RankScratch::reserve(uint32_t sentence_count,
                           uint32_t block_total,
                           uint32_t query_count,
-                          uint32_t k_dim) {
-  const size_t sentence_room = padded(sentence_count);
-  const size_t queries = query_count;
+                          uint32_t k_dim,
+                          uint32_t row_count) {
+  const size_t sentence_room = padded_to_16(sentence_count);
+  const size_t queries = size_t{query_count} * row_count;
   // A vector of 16 channels may reach 8 past the last row.
   room(query, queries * k_dim + 8);
   room(query_square, queries * k_dim);
-  room(query_scale, queries * k_dim + 8);
+  room(query_scale, size_t{query_count} * k_dim + 8);
   room(mean_dots, queries * sentence_room);
   room(coarse, queries * sentence_room);
-  room(fine_max, queries * sentence_room);
-  room(block_sums, queries * block_total);
   room(sentence_sums, sentence_room);
-  room(counts, sentence_room);
   room(shares, sentence_room);
   room(weights, sentence_room);
-  room(scores, block_total);
-  room(blocks, block_total);
-  room(block_sentences, block_total);
-  room(sentences, sentence_room);
   room(block_counts, sentence_room);
   room(taken, sentence_room);
-  room(normalisers, queries);
   room(histogram, kSelectHistogram);
-}
-
-RankResult rank_with(const RankOps& ops,
-                     const RankView& view,
-                     const RankQuery& query,
-                     const RankOptions& options,
-                     RankScratch& scratch) {
-  SKV_CHECK(query.query_count >= 1, "a query");
-  const FloatEnvironment environment;
-  return Ranking(ops, view, query, options, scratch).run();
-}
-
-RankResult rank(const RankView& view,
-                const RankQuery& query,
-                const RankOptions& options,
-                RankScratch& scratch) {
-  return rank_with(simd_ops(), view, query, options, scratch);
+  if (rows.size() < row_count) rows.resize(row_count);
+  if (results.size() < row_count) results.resize(row_count);
+  for (uint32_t i = 0; i < row_count; ++i) {
+    RankRow& row = rows[i];
+    room(row.fine_max, query_count * sentence_room);
+    room(row.block_sums, size_t{query_count} * block_total);
+    room(row.counts, sentence_room);
+    room(row.scores, block_total);
+    room(row.blocks, block_total);
+    room(row.block_sentences, block_total);
+    room(row.sentences, sentence_room);
+    room(row.normalisers, query_count);
+  }
 }
 
 RankResult rank_simd(const RankView& view,
                      const RankQuery& query,
                      const RankOptions& options,
                      RankScratch& scratch) {
-  return rank_with(simd_ops(), view, query, options, scratch);
+  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch).front();
+}
+
+RankResult rank(const RankView& view,
+                const RankQuery& query,
+                const RankOptions& options,
+                RankScratch& scratch) {
+  return rank_simd(view, query, options, scratch);
 }
 
 RankResult rank_reference(const RankView& view,
                           const RankQuery& query,
                           const RankOptions& options,
                           RankScratch& scratch) {
-  return rank_with(reference_ops(), view, query, options, scratch);
+  return rank_rows_reference(view, query, options, scratch).front();
+}
+
+std::span<const RankResult> rank_rows(const RankView& view,
+                                      const RankQuery& query,
+                                      const RankOptions& options,
+                                      RankScratch& scratch) {
+  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch);
+}
+
+std::span<const RankResult> rank_rows_reference(const RankView& view,
+                                                const RankQuery& query,
+                                                const RankOptions& options,
+                                                RankScratch& scratch) {
+  return rank_with(reference_ops(), reference_flat_ops(), view, query, options, scratch);
 }
 
 }  // namespace skv

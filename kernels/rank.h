@@ -12,16 +12,19 @@ namespace skv {
 // over all closed blocks falls on each block. The exact definition, operation by operation, is in
 // kernels/README.md; every backend returns the same bits.
 //
-// Shape   queries [query_count][k_dim] fp32, row-major.
+// Shape   queries [row][query_count][k_dim] fp32, row-major: rows that share a context (sequences
+//         of a batch, draft tokens) are ranked in one pass over the vectors, each as if alone.
 // Units   blocks of the context's grid; scores are shares of attention mass, in [0, 1].
 // Thread  any; a RankScratch belongs to one call at a time.
 // Owns    nothing. Results live in the scratch until its next use.
 // Errors  none: NaN and infinity, in queries or vectors, score 0.
 struct RankQuery {
   const float* queries = nullptr;
-  uint32_t query_count = 0;  // of the group; 1..64
+  uint32_t query_count = 0;  // of the group
   float softmax_scale = 1.0F;
+  uint32_t row_count = 1;  // row_count * query_count is 1..kRankQueriesMax
 };
+inline constexpr uint32_t kRankQueriesMax = 64;
 
 enum class RankReduction : uint8_t { kMean = 0, kMax = 1 };  // over the group, after the softmax
 
@@ -56,39 +59,66 @@ struct RankResult {
   uint32_t recent_first = 0;  // blocks [recent_first, end_block) are recents
 };
 
-// Working memory of rank; grows to the largest context seen (reserve does it ahead), then allocates
-// no more. Contents between calls are unspecified, except that results point into it.
-class RankScratch {
- public:
-  void reserve(uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim);
-
-  // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16.
-  std::vector<float> query;         // [query][k_dim], times softmax_scale * log2(e)
-  std::vector<float> query_square;  // [query][k_dim]
-  std::vector<float> query_scale;   // [query][k_dim], times the sentence's residual scale
-  std::vector<float> mean_dots;     // [query][sentence]
-  std::vector<float> coarse;        // [query][sentence]: log2 of the mass per token
-  std::vector<float> fine_max;      // [query][fine sentence]: largest logit
-  std::vector<float> block_sums;    // [query][fine block]: mass relative to that
-  std::vector<float> sentence_sums;
-  std::vector<float> counts;  // tokens of the sentences that were not ranked finely
-  std::vector<float> shares;
-  std::vector<float> weights;
+// What rank leaves of one row.
+struct RankRow {
+  std::vector<float> fine_max;    // [query][fine sentence]: largest logit
+  std::vector<float> block_sums;  // [query][fine block]: mass relative to that
+  std::vector<float> counts;      // tokens of the sentences that were not ranked finely
   std::vector<float> scores;
   std::vector<uint32_t> blocks;
   std::vector<uint32_t> block_sentences;
   std::vector<uint32_t> sentences;
-  std::vector<uint32_t> block_counts;
-  std::vector<uint8_t> taken;
   std::vector<RankNormaliser> normalisers;
-  std::vector<uint32_t> histogram;
+  uint32_t fine_count = 0;  // sentences
+  uint32_t block_count = 0;
+  float skipped_mass = 0.0F;
+  bool full_scan = true;
 };
 
-// The fastest backend of this CPU.
+// Working memory of rank; grows to the largest context seen (reserve does it ahead), then allocates
+// no more. Contents between calls are unspecified, except that results point into it.
+class RankScratch {
+ public:
+  // `queries` are those of one row.
+  void reserve(
+      uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim, uint32_t rows = 1);
+  void reserve_flat(
+      uint32_t blocks, uint32_t runs, uint32_t queries, uint32_t k_dim, uint32_t rows);
+
+  // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16; a query is
+  // one of any row.
+  std::vector<float> query;          // [query][k_dim], times softmax_scale * log2(e)
+  std::vector<float> query_square;   // [query][k_dim]; of flat kinds see FlatQueries::second
+  std::vector<float> query_scale;    // [query][k_dim], times the sentence's residual scale
+  std::vector<int16_t> query_steps;  // [query][k_dim]
+  std::vector<float> query_factors;  // [query]
+  std::vector<float> mean_dots;      // [query][sentence]
+  std::vector<float> coarse;         // [query][sentence]: log2 of the mass per token
+  std::vector<float> logits;         // flat kinds: [query][run], then masses [query][block]
+  std::vector<float> maxima;         // [query]
+  std::vector<float> sentence_sums;
+  std::vector<float> shares;
+  std::vector<float> weights;
+  std::vector<uint32_t> block_counts;
+  std::vector<uint8_t> taken;
+  std::vector<uint32_t> histogram;
+  std::vector<uint32_t> identity;         // 0, 1, 2, ..
+  std::vector<uint32_t> block_sentences;  // of a flat kind, for all rows
+  std::vector<RankRow> rows;
+  std::vector<RankResult> results;
+};
+
+// The fastest backend of this CPU, for one row.
 RankResult rank(const RankView& view,
                 const RankQuery& query,
                 const RankOptions& options,
                 RankScratch& scratch);
+
+// One result per row, in memory of the scratch.
+std::span<const RankResult> rank_rows(const RankView& view,
+                                      const RankQuery& query,
+                                      const RankOptions& options,
+                                      RankScratch& scratch);
 
 // Plain loops and std::fma; the definition in code.
 RankResult rank_reference(const RankView& view,
@@ -101,6 +131,10 @@ RankResult rank_simd(const RankView& view,
                      const RankQuery& query,
                      const RankOptions& options,
                      RankScratch& scratch);
+std::span<const RankResult> rank_rows_reference(const RankView& view,
+                                                const RankQuery& query,
+                                                const RankOptions& options,
+                                                RankScratch& scratch);
 // Name of that target, for reports ("AVX3_ZEN4"); "reference" where it has no fma.
 const char* rank_target();
 

@@ -43,6 +43,42 @@ struct FineJob {
   size_t sum_stride = 0;
 };
 
+// Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
+struct FlatQueries {
+  const float* first = nullptr;    // kMinMax: the part above 0; else the query
+  const float* second = nullptr;   // kMinMax: the part below 0; kBox: magnitudes
+  const int16_t* steps = nullptr;  // kInt8, kInt4: the query in steps
+  const float* factors = nullptr;  // [query]: kInt8, kInt4: what a step stands for; kBall: length
+};
+
+// All runs of one page of a flat kind against all queries.
+struct FlatJob {
+  const std::byte* area = nullptr;
+  IndexKind kind = IndexKind::kFp16;
+  uint32_t run_count = 0;
+  uint32_t run_tokens = 0;
+  uint32_t k_dim = 0;
+  const FlatQueries* queries = nullptr;
+  uint32_t query_count = 0;
+  size_t stride = 0;        // of the logits, from query to query
+  float* logits = nullptr;  // of the page's first run; up to 15 behind its last are written too
+  float* maxima = nullptr;  // [query]: made larger
+};
+
+inline constexpr uint32_t kFlatSteps = 8191;  // of a query's largest channel: kInt8, kInt4
+inline constexpr uint32_t kFlatRoom = 256;    // logits behind the last of a query
+
+struct FlatOps {
+  void (*scan)(const FlatJob& job);
+  // Logits of all runs to masses of their blocks, in place: run_tokens * the tree of 2^(logit -
+  // max) over the runs_per_block of each. Returns the sum of the masses over 16 lanes. `run_count`
+  // is a multiple of runs_per_block; up to kFlatRoom values behind it are written too.
+  float (*masses)(
+      float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens);
+  // totals[i] = masses[i] * factor; 15 values behind `count` are written too.
+  void (*first_share)(const float* masses, float factor, size_t count, float* totals);
+};
+
 struct RankOps {
   void (*coarse)(const CoarseJob& job);
   // Per query: the largest logit of the sentence, and per block run_tokens times the sum of
@@ -59,11 +95,7 @@ struct RankOps {
 
 const RankOps& reference_ops();
 const RankOps& simd_ops();  // of the target that is chosen now; reference_ops() without fma
-
-RankResult rank_with(const RankOps& ops,
-                     const RankView& view,
-                     const RankQuery& query,
-                     const RankOptions& options,
-                     RankScratch& scratch);
+const FlatOps& reference_flat_ops();
+const FlatOps& simd_flat_ops();
 
 }  // namespace skv

@@ -5,11 +5,17 @@
 #include <utility>
 
 #include "ipc/types/check.h"
+#include "kernels/flat_pages.h"
 
 namespace skv {
 namespace {
 
 constexpr uint32_t kMeanElement = 2;  // bytes
+
+// What a sentence adds to RankSentence::fine_unit of the next.
+constexpr uint32_t fine_units(IndexKind kind, uint32_t runs) {
+  return is_flat(kind) ? runs : RankAreaLayout::fine_units(runs);
+}
 
 void append_area(std::byte* area,
                  IndexKind kind,
@@ -51,7 +57,9 @@ RankPageLayout::RankPageLayout(VectorsLayout vectors) : vectors_(std::move(vecto
   for (uint32_t layer = 0; layer < vectors_.layer_count(); ++layer) {
     const uint32_t k_dim = vectors_.k_dim(layer);
     uint64_t bytes = RankAreaLayout::fine(kind, k_dim);
-    if (kind != IndexKind::kMean) {
+    if (is_flat(kind)) {
+      bytes = FlatAreaLayout::area_bytes(kind, k_dim, vectors_.index().run_tokens);
+    } else if (kind != IndexKind::kMean) {
       bytes += uint64_t{kPageSentences} * k_dim * RankAreaLayout::fine_units(runs_max);
     }
     bytes = (bytes + 63) / 64 * 64;
@@ -85,15 +93,21 @@ void VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) 
   for (uint32_t layer = 0; layer < vectors.layer_count(); ++layer) {
     const VectorRecordLayout record_layout = vectors.record(layer, block_count);
     for (uint32_t head = 0; head < vectors.kv_heads(layer); ++head) {
-      append_area(page.memory.get() + layout_->area_offset(layer, head), kind, vectors.k_dim(layer),
-                  record_layout, page.sentence_count, page.fine_unit_count, record);
+      std::byte* area = page.memory.get() + layout_->area_offset(layer, head);
+      if (is_flat(kind)) {
+        append_flat(area, vectors.index(), vectors.k_dim(layer), page.fine_unit_count,
+                    vectors.runs(block_count), record);
+      } else {
+        append_area(area, kind, vectors.k_dim(layer), record_layout, page.sentence_count,
+                    page.fine_unit_count, record);
+      }
       record += record_layout.bytes;
     }
   }
   sentences_.push_back({end_block_, static_cast<uint16_t>(block_count),
                         static_cast<uint16_t>(page.fine_unit_count)});
   page.block_counts[page.sentence_count++] = block_count;
-  page.fine_unit_count += RankAreaLayout::fine_units(vectors.runs(block_count));
+  page.fine_unit_count += fine_units(kind, vectors.runs(block_count));
   end_block_ += block_count;
 }
 
@@ -109,7 +123,7 @@ void VectorPages::adopt(std::shared_ptr<const VectorPage> page) {
   for (const uint32_t block_count : page->block_counts) {
     sentences_.push_back(
         {end_block_, static_cast<uint16_t>(block_count), static_cast<uint16_t>(fine_unit)});
-    fine_unit += RankAreaLayout::fine_units(layout_->vectors().runs(block_count));
+    fine_unit += fine_units(layout_->vectors().index().kind, layout_->vectors().runs(block_count));
     end_block_ += block_count;
   }
   bases_.push_back(page->memory.get());

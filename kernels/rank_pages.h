@@ -19,7 +19,7 @@ inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse 
 //
 //   4 coarse tiles: mean fp16 [d][16], spread codes u8 [d][16], spread_m fp16 [16], scale_m fp16
 //   [16]; then per sentence, back to back: scale codes u8 [d], fine tiles as in the blob
-// kMean has the means only.
+// kMean has the means only. Flat kinds: kernels/flat_pages.h.
 struct RankAreaLayout {
   static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
     return kind == IndexKind::kMean ? 32 * k_dim : 48 * k_dim + 64;
@@ -39,7 +39,9 @@ struct RankAreaLayout {
 struct RankSentence {
   uint32_t first_block = 0;
   uint16_t block_count = 0;
-  uint16_t fine_unit = 0;  // its fine bytes begin k_dim * fine_unit after RankAreaLayout::fine
+  // Its fine bytes begin k_dim * fine_unit after RankAreaLayout::fine; flat kinds: runs of the page
+  // before it.
+  uint16_t fine_unit = 0;
 };
 static_assert(sizeof(RankSentence) == 8);
 

@@ -7,28 +7,11 @@
 
 #include "ipc/layout/half.h"
 #include "ipc/types/check.h"
+#include "kernels/derive.h"
 #include "kernels/float_environment.h"
 
 namespace skv {
 namespace {
-
-void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof value); }
-uint16_t load_u16(const std::byte* at) {
-  uint16_t value = 0;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
-
-void load_row(const std::byte* from, BodyDtype dtype, uint32_t k_dim, float* to) {
-  if (dtype == BodyDtype::kFp32) {
-    std::memcpy(to, from, k_dim * sizeof(float));
-    return;
-  }
-  for (uint32_t d = 0; d < k_dim; ++d) {
-    const uint16_t bits = load_u16(from + size_t{2} * d);
-    to[d] = dtype == BodyDtype::kFp16 ? half_to_float(bits) : bfloat_to_float(bits);
-  }
-}
 
 // Smallest code whose value, made larger by half a step, reaches `wanted`: the nearest in ratio.
 uint8_t log_code(float m, float wanted) {
@@ -60,12 +43,6 @@ void write_codes(const float* values, uint32_t k_dim, std::byte* m_at, std::byte
   }
 }
 
-// Nearest even, by the addition that leaves no fraction; |value| < 2^22.
-float round_even(float value) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
-  return (value + kMagic) - kMagic;
-}
-
 // The arrays of one derivation, all [k_dim], in DeriveScratch::channels.
 struct Channels {
   float* mean;    // as rounded to fp16; 0 where poisoned
@@ -82,24 +59,8 @@ struct Channels {
   }
 };
 
-// The tokens that count, and how many.
-struct Mask {
-  const uint8_t* bytes;
-  uint32_t count;
-
-  Mask(const uint8_t* mask, uint32_t tokens) : bytes(mask), count(tokens) {
-    if (mask == nullptr) return;
-    count =
-        static_cast<uint32_t>(std::count_if(mask, mask + tokens, [](uint8_t b) { return b != 0; }));
-    if (count != 0) return;
-    bytes = nullptr;
-    count = tokens;
-  }
-  bool holds(uint32_t token) const { return bytes == nullptr || bytes[token] != 0; }
-};
-
 // Rows as fp32 [token][k_dim]; channels with a key that is not finite are marked and set to 0.
-void load_rows(const KeyRows& keys, const Mask& mask, DeriveScratch& scratch, Channels& at) {
+void load_rows(const KeyRows& keys, const TokenMask& mask, DeriveScratch& scratch, Channels& at) {
   const uint32_t d_count = keys.k_dim;
   const uint32_t tokens = keys.block_count * keys.block_tokens;
   if (scratch.rows.size() < size_t{tokens} * d_count) {
@@ -126,14 +87,8 @@ void load_rows(const KeyRows& keys, const Mask& mask, DeriveScratch& scratch, Ch
   }
 }
 
-// sum / count in fp32. Sums of huge fp32 or bf16 keys may overflow: held to the largest finite one.
-float finite(float value) {
-  constexpr float kLargest = 0x1.fffffep+127F;
-  return std::clamp(value, -kLargest, kLargest);
-}
-
 void write_means(const KeyRows& keys,
-                 const Mask& mask,
+                 const TokenMask& mask,
                  const DeriveScratch& scratch,
                  Channels& at,
                  std::byte* record) {
@@ -147,14 +102,14 @@ void write_means(const KeyRows& keys,
   }
   const auto count = static_cast<float>(mask.count);
   for (uint32_t d = 0; d < d_count; ++d) {
-    const uint16_t half = float_to_half(finite(sum[d]) / count);
+    const uint16_t half = float_to_half(held_finite(sum[d]) / count);
     at.mean[d] = half_to_float(half);
     store_u16(record + size_t{2} * d, at.bad[d] != 0.0F ? kHalfNan : half);
   }
 }
 
 void write_spread(const KeyRows& keys,
-                  const Mask& mask,
+                  const TokenMask& mask,
                   const DeriveScratch& scratch,
                   Channels& at,
                   const VectorRecordLayout& layout,
@@ -171,14 +126,14 @@ void write_spread(const KeyRows& keys,
   }
   const auto count = static_cast<float>(mask.count);
   for (uint32_t d = 0; d < d_count; ++d) {
-    at.spread[d] = std::sqrt(finite(at.spread[d]) / count);
+    at.spread[d] = std::sqrt(held_finite(at.spread[d]) / count);
   }
   write_codes(at.spread, d_count, record + layout.spread_m, record + layout.spread_codes);
 }
 
 void write_residuals(const KeyRows& keys,
                      uint32_t run_tokens,
-                     const Mask& mask,
+                     const TokenMask& mask,
                      DeriveScratch& scratch,
                      Channels& at,
                      const VectorRecordLayout& layout,
@@ -202,7 +157,7 @@ void write_residuals(const KeyRows& keys,
     if (count == 0) continue;
     const auto divisor = static_cast<float>(count);
     for (uint32_t d = 0; d < d_count; ++d) {
-      residual[d] = finite(finite(residual[d]) / divisor - at.mean[d]);
+      residual[d] = held_finite(held_finite(residual[d]) / divisor - at.mean[d]);
       at.scale[d] = std::max(at.scale[d], std::fabs(residual[d]));
     }
   }
@@ -222,14 +177,12 @@ void write_residuals(const KeyRows& keys,
     const uint32_t lane = run - first_run;
     for (uint32_t d = 0; d < d_count; ++d) {
       const float steps = at.scale[d] > 0.0F ? residual[d] / at.scale[d] : 0.0F;
-      const auto code = static_cast<int>(round_even(std::clamp(steps, -7.0F, 7.0F)));
+      const auto code = static_cast<int>(round_to_even(std::clamp(steps, -7.0F, 7.0F)));
       const auto nibble = static_cast<std::byte>((code & 0xF) << (lane % 2 * 4));
       tile[size_t{d} * row_bytes + lane / 2] |= nibble;
     }
   }
 }
-
-Error invalid(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
 
 Result<void> check_record(const VectorsLayout& vectors,
                           uint32_t layer,
@@ -237,23 +190,25 @@ Result<void> check_record(const VectorsLayout& vectors,
                           const std::byte* record) {
   const uint32_t k_dim = vectors.k_dim(layer);
   const VectorRecordLayout layout = vectors.record(layer, blocks);
+  const IndexKind kind = vectors.index().kind;
+  if (is_flat(kind)) return check_flat(kind, k_dim, vectors.runs(blocks), record);
   for (uint32_t d = 0; d < k_dim; ++d) {
     if (!half_is_finite(load_u16(record + size_t{2} * d))) {
-      return invalid("channel " + std::to_string(d) + ": mean is not finite");
+      return invalid_vectors("channel " + std::to_string(d) + ": mean is not finite");
     }
   }
-  if (vectors.index().kind == IndexKind::kMean) return {};
+  if (kind == IndexKind::kMean) return {};
   for (const uint32_t at : {layout.scale_m, layout.spread_m}) {
     const uint16_t half = load_u16(record + at);
     if (!half_is_finite(half) || (half & 0x8000U) != 0) {
-      return invalid(std::string(at == layout.scale_m ? "scale_m" : "spread_m") +
-                     ": not a finite number >= 0");
+      return invalid_vectors(std::string(at == layout.scale_m ? "scale_m" : "spread_m") +
+                             ": not a finite number >= 0");
     }
   }
   for (uint32_t at = layout.tiles; at < layout.bytes; ++at) {
     const auto pair = static_cast<uint32_t>(record[at]);
     if ((pair & 0xFU) == 8U || (pair >> 4) == 8U) {
-      return invalid("residual -8 at byte " + std::to_string(at) + " of the record");
+      return invalid_vectors("residual -8 at byte " + std::to_string(at) + " of the record");
     }
   }
   return {};
@@ -273,7 +228,11 @@ void derive_record(const KeyRows& keys,
   SKV_CHECK(record.size() == layout.bytes, "record size");
 
   const FloatEnvironment environment;
-  const Mask mask(token_mask, tokens);
+  const TokenMask mask(token_mask, tokens);
+  if (is_flat(index.kind)) {
+    derive_flat(keys, index, mask, record.data(), scratch);
+    return;
+  }
   Channels at(scratch, keys.k_dim);
   load_rows(keys, mask, scratch, at);
   write_means(keys, mask, scratch, at, record.data());
@@ -311,16 +270,16 @@ Result<void> check_blob(const VectorsLayout& vectors,
                         std::span<const std::byte> blob) {
   const uint64_t expected = vectors.blob_bytes(blocks);
   if (blob.size() != expected) {
-    return invalid("vectors of " + std::to_string(blocks) + " blocks are " +
-                   std::to_string(expected) + " bytes, not " + std::to_string(blob.size()));
+    return invalid_vectors("vectors of " + std::to_string(blocks) + " blocks are " +
+                           std::to_string(expected) + " bytes, not " + std::to_string(blob.size()));
   }
   const std::byte* record = blob.data();
   for (uint32_t layer = 0; layer < vectors.layer_count(); ++layer) {
     for (uint32_t head = 0; head < vectors.kv_heads(layer); ++head) {
       const Result<void> checked = check_record(vectors, layer, blocks, record);
       if (!checked.ok()) {
-        return invalid("vectors: layer " + std::to_string(layer) + ", kv head " +
-                       std::to_string(head) + ", " + checked.error().message);
+        return invalid_vectors("vectors: layer " + std::to_string(layer) + ", kv head " +
+                               std::to_string(head) + ", " + checked.error().message);
       }
       record += vectors.record(layer, blocks).bytes;
     }

@@ -86,7 +86,25 @@ Result<ModelDescriptor> decode_model(const uint8_t* data, size_t bytes);
 enum class IndexKind : uint8_t {
   kMeanSpreadRuns = 0,  // mean, spread, scale per channel; int4 residual per run (the default)
   kMean = 1,            // mean alone (plain SentenceKV)
+  // Flat kinds: what stands for one run after the other (ipc/layout/vectors.h), all read at every
+  // step. The run's mean, in
+  kFp16 = 2,
+  kBf16 = 3,
+  kInt8 = 4,  // with a scale per run
+  kInt4 = 5,
+  // Upper bounds of the run's logits:
+  kMinMax = 6,  // smallest and largest key, channel by channel
+  kBox = 7,     // the same as centre and half width of 8 bits
+  kBall = 8,    // mean and largest distance from it
+  kKeys = 9,    // the run's own key that is nearest to its mean
 };
+inline constexpr IndexKind kIndexKindLast = IndexKind::kKeys;
+constexpr bool is_flat(IndexKind kind) { return kind >= IndexKind::kFp16; }
+// A kind as received. run_tokens has to divide block_tokens as well.
+constexpr bool is_index_kind(uint32_t kind) {
+  return kind <= static_cast<uint32_t>(kIndexKindLast);
+}
+
 struct IndexDescriptor {
   IndexKind kind = IndexKind::kMeanSpreadRuns;
   uint8_t run_tokens = 2;

@@ -52,11 +52,33 @@ constexpr uint16_t float_to_half_up(float value) {
   return static_cast<uint16_t>(nearest + 1U);
 }
 
+// Smallest binary16 >= value, and largest <= value, for any finite value within +-65504; beyond
+// they saturate.
+constexpr uint16_t float_to_half_above(float value) {
+  const uint16_t nearest = float_to_half(value);
+  if (half_to_float(nearest) >= value || nearest == 0x7BFFU) return nearest;
+  return static_cast<uint16_t>((nearest & 0x8000U) != 0 ? nearest - 1U : nearest + 1U);
+}
+constexpr uint16_t float_to_half_below(float value) {
+  return static_cast<uint16_t>(float_to_half_above(-value) ^ 0x8000U);
+}
+
+// Nearest, ties to even; what is finite stays finite.
+constexpr uint16_t float_to_bfloat(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t magnitude = bits & 0x7FFFFFFFU;
+  if (magnitude > 0x7F800000U) return static_cast<uint16_t>((bits >> 16) | 0x40U);
+  if (magnitude == 0x7F800000U) return static_cast<uint16_t>(bits >> 16);
+  const uint32_t rounded = (magnitude + 0x7FFFU + ((magnitude >> 16) & 1U)) >> 16;
+  return static_cast<uint16_t>(((bits >> 16) & 0x8000U) | (rounded < 0x7F7FU ? rounded : 0x7F7FU));
+}
 constexpr float bfloat_to_float(uint16_t bfloat) {
   return std::bit_cast<float>(static_cast<uint32_t>(bfloat) << 16);
 }
 
 inline constexpr uint16_t kHalfNan = 0x7E00;  // the NaN that we write
+inline constexpr uint16_t kBfloatNan = 0x7FC0;
+constexpr bool bfloat_is_finite(uint16_t bfloat) { return (bfloat & 0x7F80U) != 0x7F80U; }
 
 constexpr bool half_is_finite(uint16_t half) { return (half & 0x7C00U) != 0x7C00U; }
 

@@ -27,6 +27,13 @@ namespace skv {
 // Run i stands for tokens [i * run_tokens, (i + 1) * run_tokens) of the sentence; its key is
 // mean + scale * residual, channel by channel.
 // Record, kMean: mean fp16 [d], nothing else.
+// Record of a flat kind: run after run, each
+//   kFp16, kBf16  the run's mean [d], fp16 or bf16;  kKeys: one of its keys, fp16
+//   kInt8, kInt4  scale fp16, then int8 [d] (-127..127), or nibbles [d / 2] (-7..7), channel 2j in
+//                 the low one of byte j; a channel is scale * value
+//   kMinMax       smallest fp16 [d], largest fp16 [d], rounded outwards
+//   kBox          centre fp16 [d], step fp16, half width u8 [d]: step * value, rounded up
+//   kBall         mean fp16 [d], radius fp16: euclidean, rounded up
 //
 // Worked example: d = 128, 40 tokens, run_tokens = 2: r = 20, tiles of 16 and 4 runs;
 // 256 + 2 + 2 + 128 + 128 + 128 * 10 = 1796 bytes, 44.9 per token.
@@ -36,7 +43,8 @@ namespace skv {
 // finite and >= 0. The smallest value is 2^-24 * 2^-15.875, so no code is ever subnormal in fp32.
 //
 // A NaN (kHalfNan) in `mean` marks a channel in which some key was not finite: such a record scores
-// mass 0 against every query (kernels/README.md). Only derivation writes it; a blob from a client
+// mass 0 against every query (kernels/README.md). In a flat kind the NaN stands in the channel, or
+// in the run's fp16 scale, and the run scores 0. Only derivation writes it; a blob from a client
 // has to be finite (kernels/vectors.h, check_blob).
 inline constexpr uint32_t kTileRuns = 16;
 inline constexpr uint32_t kTileRunsUnit = 4;  // the last tile is 4, 8, 12 or 16 wide
@@ -74,6 +82,30 @@ constexpr uint32_t stored_runs(uint32_t runs) {
   return (runs + kTileRunsUnit - 1) / kTileRunsUnit * kTileRunsUnit;
 }
 
+// Bytes of one run in the record of a flat kind; 0 for the others.
+constexpr uint32_t flat_run_bytes(IndexKind kind, uint32_t k_dim) {
+  switch (kind) {
+    case IndexKind::kFp16:
+    case IndexKind::kBf16:
+    case IndexKind::kKeys:
+      return 2 * k_dim;
+    case IndexKind::kInt8:
+      return 2 + k_dim;
+    case IndexKind::kInt4:
+      return 2 + k_dim / 2;
+    case IndexKind::kMinMax:
+      return 4 * k_dim;
+    case IndexKind::kBox:
+      return 3 * k_dim + 2;
+    case IndexKind::kBall:
+      return 2 * k_dim + 2;
+    case IndexKind::kMeanSpreadRuns:
+    case IndexKind::kMean:
+      break;
+  }
+  return 0;
+}
+
 // Byte offsets inside one record.
 struct VectorRecordLayout {
   uint32_t mean = 0;
@@ -86,6 +118,10 @@ struct VectorRecordLayout {
 
   static constexpr VectorRecordLayout of(IndexKind kind, uint32_t k_dim, uint32_t runs) {
     VectorRecordLayout at{};
+    if (is_flat(kind)) {
+      at.bytes = runs * flat_run_bytes(kind, k_dim);
+      return at;
+    }
     at.bytes = 2 * k_dim;
     if (kind == IndexKind::kMean) return at;
     at.scale_m = at.bytes;

@@ -28,6 +28,7 @@ struct RankBackend {
                            std::span<const uint32_t> wanted,
                            uint64_t version,
                            uint64_t readers_done);
+  bool flat_kinds = true;  // false: serves the default index and kMean, refuses the others by name
 };
 
 // The name that ctest shows.

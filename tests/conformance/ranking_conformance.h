@@ -51,7 +51,16 @@ struct Case {
   RankOptions options;
 };
 
-inline Case random_case(uint64_t seed) {
+inline IndexKind random_kind(synthetic::Noise& noise, bool flat_kinds) {
+  if (!flat_kinds || noise.below(2) == 0) {
+    return noise.below(5) == 0 ? IndexKind::kMean : IndexKind::kMeanSpreadRuns;
+  }
+  const auto first = static_cast<uint32_t>(IndexKind::kFp16);
+  return static_cast<IndexKind>(first +
+                                noise.below(static_cast<uint32_t>(kIndexKindLast) - first + 1));
+}
+
+inline Case random_case(uint64_t seed, bool flat_kinds) {
   synthetic::Noise noise(seed * 2654435761U + 1);
   Case c;
   c.shape.k_dim = 8 * (1 + noise.below(32));
@@ -59,7 +68,7 @@ inline Case random_case(uint64_t seed) {
   do {
     c.shape.run_tokens = 1U << noise.below(5);
   } while (c.shape.block_tokens % c.shape.run_tokens != 0);
-  c.shape.kind = noise.below(5) == 0 ? IndexKind::kMean : IndexKind::kMeanSpreadRuns;
+  c.shape.kind = random_kind(noise, flat_kinds);
   const uint32_t sentence_choices[] = {0, 1, 2, 7, 15, 16, 17, 33, 64, 65, 90, 130};
   c.context = synthetic::random_context(c.shape, sentence_choices[noise.below(12)], seed);
   const uint32_t query_count = 1 + noise.below(8);
@@ -98,9 +107,10 @@ inline void append_spoilt(synthetic::Context& context, uint16_t half, uint32_t c
 // Goal: every backend returns the reference's bits.
 // Method: random shapes and options from fixed seeds, NaN, infinity and overflow among them.
 TEST_P(RankingConformance, SameBitsAsTheReference) {
-  for (uint64_t seed = 0; seed < 120; ++seed) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE(seed);
-    const ranking_conformance::Case c = ranking_conformance::random_case(seed);
+    const ranking_conformance::Case c =
+        ranking_conformance::random_case(seed, GetParam().flat_kinds);
     const RankView view = c.context.view();
     const RankResult got = rank(view, c.query, c.options);
     const RankResult want = reference(view, c.query, c.options);
@@ -131,6 +141,30 @@ TEST_P(RankingConformance, EveryDimensionAndGroup) {
       ranking_conformance::expect_same(rank(context.view(), query, options),
                                        reference(context.view(), query, options));
       if (HasFailure()) return;
+    }
+  }
+}
+
+// Goal: the same for every flat kind, at the ends of tiles and pages too.
+TEST_P(RankingConformance, EveryFlatKind) {
+  if (!GetParam().flat_kinds) GTEST_SKIP() << GetParam().name << " refuses flat kinds";
+  for (uint32_t kind = static_cast<uint32_t>(IndexKind::kFp16);
+       kind <= static_cast<uint32_t>(kIndexKindLast); ++kind) {
+    for (const uint32_t k_dim : {8U, 40U, 128U}) {
+      for (const uint32_t sentences : {1U, 5U, 67U}) {
+        const synthetic::Shape shape{k_dim, 8, 1U << (kind + sentences) % 4,
+                                     static_cast<IndexKind>(kind)};
+        const synthetic::Context context = synthetic::random_context(shape, sentences, k_dim);
+        for (const uint32_t group : {1U, 2U, 3U, 4U, 7U, 8U, 13U}) {
+          SCOPED_TRACE(testing::Message() << "kind " << kind << " k_dim " << k_dim << " sentences "
+                                          << sentences << " group " << group);
+          const std::vector<float> queries = synthetic::random_queries(group, k_dim, group);
+          const RankQuery query = synthetic::query_of(queries, shape);
+          ranking_conformance::expect_same(rank(context.view(), query, {}),
+                                           reference(context.view(), query, {}));
+          if (HasFailure()) return;
+        }
+      }
     }
   }
 }

@@ -226,8 +226,8 @@ TEST_F(ServerTest, FieldsAreChecked) {
   };
   constexpr auto kBad = ErrorCode::kInvalidArgument;
   refused(Verb::kContextOpen, ContextOpen{engine.model_id(), 0, 3}, kBad, "run_tokens");
-  refused(Verb::kContextOpen, ContextOpen{engine.model_id(), 9, 2}, ErrorCode::kUnsupported,
-          "index_kind 9");
+  refused(Verb::kContextOpen, ContextOpen{engine.model_id(), 10, 2}, ErrorCode::kUnsupported,
+          "index_kind 10");
   refused(Verb::kModelOpen, ModelOpen{{1, 2, 3}}, kBad, "model: field 0");
   refused(Verb::kMatch, Match{context, 2}, kBad, "adopt");
   refused(Verb::kPutReserve, PutReserve{context, 0, 0}, kBad, "sentence_count");

@@ -44,17 +44,18 @@ class Backend {
 
     const auto summary = machine.get(job.work.summary, 1).front();
     scratch.reserve(view.sentence_count, view.end_block, query.query_count, view.k_dim);
-    machine.get_to(scratch.blocks.data(), job.work.blocks, summary.block_count);
-    machine.get_to(scratch.scores.data(), job.work.scores, summary.block_count);
-    machine.get_to(scratch.block_sentences.data(), job.work.block_sentences, summary.block_count);
-    machine.get_to(scratch.sentences.data(), job.work.sentences, summary.fine_count);
-    machine.get_to(scratch.normalisers.data(), job.work.normalisers, query.query_count);
+    RankRow& row = scratch.rows.front();
+    machine.get_to(row.blocks.data(), job.work.blocks, summary.block_count);
+    machine.get_to(row.scores.data(), job.work.scores, summary.block_count);
+    machine.get_to(row.block_sentences.data(), job.work.block_sentences, summary.block_count);
+    machine.get_to(row.sentences.data(), job.work.sentences, summary.fine_count);
+    machine.get_to(row.normalisers.data(), job.work.normalisers, query.query_count);
     RankResult result;
-    result.blocks = {scratch.blocks.data(), summary.block_count};
-    result.scores = {scratch.scores.data(), summary.block_count};
-    result.block_sentences = {scratch.block_sentences.data(), summary.block_count};
-    result.sentences = {scratch.sentences.data(), summary.fine_count};
-    result.normalisers = {scratch.normalisers.data(), query.query_count};
+    result.blocks = {row.blocks.data(), summary.block_count};
+    result.scores = {row.scores.data(), summary.block_count};
+    result.block_sentences = {row.block_sentences.data(), summary.block_count};
+    result.sentences = {row.sentences.data(), summary.fine_count};
+    result.normalisers = {row.normalisers.data(), query.query_count};
     result.skipped_mass = summary.skipped_mass;
     result.full_scan = summary.full_scan != 0;
     result.end_block = view.end_block;

@@ -11,7 +11,7 @@ INSTANTIATE_TEST_SUITE_P(
     DeviceBodies,
     RankingConformance,
     testing::Values(RankBackend{"device_bodies", [](int64_t) { return std::string(); }, [] {}, 0,
-                                Host::rank, Host::cut, Host::difference}),
+                                Host::rank, Host::cut, Host::difference, false}),
     [](const testing::TestParamInfo<RankBackend>& backend) { return backend.param.name; });
 
 }  // namespace

@@ -46,8 +46,18 @@ class RotaryPairing(enum.IntEnum):
 
 
 class IndexKind(enum.IntEnum):
+    """What is kept of a context's sentences to rank them by; from FP16 on, one entry per run."""
+
     MEAN_SPREAD_RUNS = 0
     MEAN = 1
+    FP16 = 2
+    BF16 = 3
+    INT8 = 4
+    INT4 = 5
+    MIN_MAX = 6
+    BOX = 7
+    BALL = 8
+    KEYS = 9
 
 
 class Match(enum.IntEnum):

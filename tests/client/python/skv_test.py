@@ -291,6 +291,17 @@ class VerbsTest(DaemonTest):
             window = given.context.window(4)
             self.assertEqual(window.prefetch(given.query()).covered_to, given.covered())
 
+    def test_every_index_kind_is_derived_and_ranked(self) -> None:
+        for kind in skv.IndexKind:
+            engine = Engine(self.daemon.socket, f"index {kind.name}", index=kind)
+            with engine.session:
+                engine.put()
+                window = engine.context.window(4, sink_blocks=1, recent_blocks=1)
+                done = window.prefetch(engine.query())
+                self.assertEqual(done.covered_to, engine.covered(), kind)
+                entries = engine.check_window(self, window, done.version)
+                self.assertEqual(entries, LAYERS * HEADS * 6, kind)
+
     def test_sentences_that_close_one_by_one(self) -> None:
         engine = self.engine(tokens=200)
         context = engine.model.context()

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/rank.h"
+#include "kernels/rank_ops.h"
+
+namespace skv {
+
+constexpr uint32_t padded_to_16(uint32_t count) { return (count + 15) / 16 * 16; }
+
+// A vector as memory that only grows.
+template <typename T>
+T* room(std::vector<T>& memory, size_t count) {
+  if (memory.size() < count) memory.resize(count);
+  return memory.data();
+}
+
+// One call: what it reads and where it works. Borrowed.
+struct RankCall {
+  const RankOps& ops;
+  const FlatOps& flat_ops;
+  const RankView& view;
+  const RankQuery& query;
+  const RankOptions& options;
+  RankScratch& scratch;
+
+  uint32_t queries() const { return query.row_count * query.query_count; }
+  uint32_t sink_end() const { return std::min(options.sink_blocks, view.end_block); }
+  uint32_t recent_first() const {
+    return view.end_block - std::min(options.recent_blocks, view.end_block);
+  }
+  // What turns masses into shares; 0 where no logit counts.
+  static float share_factor(float max, float sum);
+};
+
+// Flat kinds: scan, then one result per row in scratch.results.
+void rank_flat(const RankCall& call);
+
+}  // namespace skv
