@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
+#include <numeric>
 
 #include "ipc/types/check.h"
+#include "kernels/cut_ops.h"
 #include "kernels/float_environment.h"
 #include "kernels/rank_math.h"
 
@@ -68,43 +71,115 @@ uint32_t select_best(std::span<const float> scores,
 
 namespace {
 
-bool exempt(const RankResult& ranked, uint32_t block) {
-  return block < ranked.sink_end || block >= ranked.recent_first;
+// Entries are ascending, so those of sinks come first, those of recents last.
+struct Candidates {
+  uint32_t first = 0;  // entries [first, end) may be chosen
+  uint32_t end = 0;
+
+  explicit Candidates(const RankResult& ranked) {
+    const auto begin = ranked.blocks.begin();
+    const auto sinks = std::lower_bound(begin, ranked.blocks.end(), ranked.sink_end);
+    const auto recents = std::lower_bound(sinks, ranked.blocks.end(), ranked.recent_first);
+    first = static_cast<uint32_t>(sinks - begin);
+    end = static_cast<uint32_t>(recents - begin);
+  }
+  bool holds(uint32_t entry) const { return entry >= first && entry < end; }
+  uint32_t count() const { return end - first; }
+};
+
+float exempt_mass(const RankResult& ranked, const Candidates& range) {
+  float sum = 0.0F;
+  for (uint32_t i = 0; i < range.first; ++i) sum = sum + ranked.scores[i];
+  for (uint32_t i = range.end; i < ranked.scores.size(); ++i) sum = sum + ranked.scores[i];
+  return sum;
 }
 
-void take_best_blocks(const RankResult& ranked, uint32_t budget, CutScratch& s) {
-  uint32_t count = 0;
-  for (uint32_t i = 0; i < ranked.blocks.size(); ++i) {
-    if (exempt(ranked, ranked.blocks[i])) continue;
-    s.candidates[count] = i;
-    s.candidate_scores[count++] = ranked.scores[i];
+// The best `budget` of `count` scores as ascending indices in s.candidates; returns how many.
+//
+// A few passes of vectors instead of a sort of everything: the budget-th largest of some maxima of
+// distinct scores is a lower bound of the threshold; what reaches it is hardly more than the
+// budget, and only that is selected from by digits.
+uint32_t best_scores(const float* scores, uint32_t count, uint32_t budget, CutScratch& s) {
+  constexpr uint32_t kMaximaPerBlock = 4;
+  const CutOps& ops = simd_cut_ops();
+  if (budget >= count) {
+    std::iota(s.candidates.begin(), s.candidates.begin() + count, 0U);
+    return count;
   }
-  select_best({s.candidate_scores.data(), count}, nullptr, budget,
-              {s.candidate_taken.data(), count}, s.histogram);
-  for (uint32_t i = 0; i < count; ++i) s.taken[s.candidates[i]] = s.candidate_taken[i];
+  if (budget == 0) return 0;
+  float at_least = 0.0F;
+  const uint32_t rows = count / (budget * kMaximaPerBlock);
+  if (rows >= 2) {
+    const auto made =
+        static_cast<uint32_t>(ops.maxima(scores, count, rows, s.candidate_scores.data()));
+    if (made >= budget) {
+      select_best({s.candidate_scores.data(), made}, nullptr, budget,
+                  {s.candidate_taken.data(), made}, s.histogram);
+      at_least = std::numeric_limits<float>::max();
+      for (uint32_t i = 0; i < made; ++i) {
+        if (s.candidate_taken[i] != 0) at_least = std::min(at_least, s.candidate_scores[i]);
+      }
+    }
+  }
+  const auto found =
+      static_cast<uint32_t>(ops.collect(scores, count, at_least, s.candidates.data()));
+  for (uint32_t i = 0; i < found; ++i) s.candidate_scores[i] = scores[s.candidates[i]];
+  select_best({s.candidate_scores.data(), found}, nullptr, budget,
+              {s.candidate_taken.data(), found}, s.histogram);
+  uint32_t taken = 0;
+  for (uint32_t i = 0; i < found; ++i) {
+    if (s.candidate_taken[i] != 0) s.candidates[taken++] = s.candidates[i];
+  }
+  return taken;
+}
+
+// Of `count` ascending indices in s.candidates, the best that bring `mass` to `wanted`.
+uint32_t until_mass(const float* scores, uint32_t count, float mass, float wanted, CutScratch& s) {
+  const auto begin = s.candidates.begin();
+  std::sort(begin, begin + count, [scores](uint32_t a, uint32_t b) {
+    return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+  });
+  uint32_t kept = 0;
+  for (; kept < count && mass < wanted; ++kept) mass = mass + scores[s.candidates[kept]];
+  std::sort(begin, begin + kept);
+  return kept;
+}
+
+// Leaves the chosen entries, ascending and without those that are always read, in s.entries.
+uint32_t take_best_blocks(const RankResult& ranked,
+                          const Candidates& range,
+                          const CutOptions& options,
+                          CutScratch& s) {
+  const float* scores = ranked.scores.data() + range.first;
+  uint32_t count = best_scores(scores, range.count(), options.budget_blocks, s);
+  if (options.mass > 0.0F) {
+    count = until_mass(scores, count, exempt_mass(ranked, range), options.mass, s);
+  }
+  for (uint32_t i = 0; i < count; ++i) s.entries[i] = s.candidates[i] + range.first;
+  return count;
 }
 
 // Candidates here are sentences: `candidates` holds the first entry, `candidate_blocks` how many
-// entries from there belong to it, exempt ones included; the score is the mean over the others.
-void take_best_sentences(const RankResult& ranked, uint32_t budget, CutScratch& s) {
+// entries are counted, exempt ones left out; the score is the mean over them.
+uint32_t take_best_sentences(const RankResult& ranked,
+                             const Candidates& range,
+                             const CutOptions& options,
+                             CutScratch& s) {
   uint32_t count = 0;
-  const auto entries = static_cast<uint32_t>(ranked.blocks.size());
-  for (uint32_t first = 0; first < entries;) {
+  const auto sentence_end = [&](uint32_t first) {
     uint32_t end = first;
-    uint32_t blocks = 0;
+    while (end < range.end && ranked.block_sentences[end] == ranked.block_sentences[first]) ++end;
+    return end;
+  };
+  for (uint32_t first = range.first; first < range.end;) {
+    const uint32_t end = sentence_end(first);
     float sum = 0.0F;
-    for (; end < entries && ranked.block_sentences[end] == ranked.block_sentences[first]; ++end) {
-      if (exempt(ranked, ranked.blocks[end])) continue;
-      sum = sum + ranked.scores[end];
-      ++blocks;
-    }
-    if (blocks != 0) {
-      s.candidates[count] = first;
-      s.candidate_blocks[count] = blocks;
-      s.candidate_scores[count] = sum / static_cast<float>(blocks);
-      s.order[count] = count;
-      ++count;
-    }
+    for (uint32_t i = first; i < end; ++i) sum = sum + ranked.scores[i];
+    s.candidates[count] = first;
+    s.candidate_blocks[count] = end - first;
+    s.candidate_scores[count] = sum / static_cast<float>(end - first);
+    s.order[count] = count;
+    ++count;
     first = end;
   }
   const auto worse = [&s](uint32_t a, uint32_t b) {
@@ -114,30 +189,67 @@ void take_best_sentences(const RankResult& ranked, uint32_t budget, CutScratch& 
   };
   const auto begin = s.order.begin();
   std::make_heap(begin, begin + count, worse);
-  uint32_t left = budget;
+  uint32_t left = options.budget_blocks;
+  uint32_t taken = 0;
+  float mass = options.mass > 0.0F ? exempt_mass(ranked, range) : 0.0F;
   for (uint32_t heap = count; heap != 0 && left != 0; --heap) {
+    if (options.mass > 0.0F && mass >= options.mass) break;
     std::pop_heap(begin, begin + heap, worse);
     const uint32_t best = s.order[heap - 1];
     if (s.candidate_blocks[best] > left) continue;
     left -= s.candidate_blocks[best];
-    const uint32_t first = s.candidates[best];
-    for (uint32_t i = first;
-         i < entries && ranked.block_sentences[i] == ranked.block_sentences[first]; ++i) {
-      if (!exempt(ranked, ranked.blocks[i])) s.taken[i] = 1;
+    for (uint32_t i = 0; i < s.candidate_blocks[best]; ++i) {
+      s.entries[taken] = s.candidates[best] + i;
+      mass = mass + ranked.scores[s.entries[taken++]];
     }
   }
+  std::sort(s.entries.begin(), s.entries.begin() + taken);
+  return taken;
+}
+
+// sum16 over the candidates that were not chosen: by groups of 16, one by one where some were.
+float unread_of(const RankResult& ranked,
+                const Candidates& range,
+                const uint32_t* chosen,
+                uint32_t chosen_count) {
+  float lanes[16] = {};
+  const CutOps& ops = simd_cut_ops();
+  const uint32_t* const chosen_end = chosen + chosen_count;
+  const auto one_by_one = [&](uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; ++i) {
+      if (chosen != chosen_end && *chosen == i) {
+        ++chosen;
+      } else {
+        lanes[i % 16] = lanes[i % 16] + ranked.scores[i];
+      }
+    }
+  };
+  uint32_t at = std::min((range.first + 15) / 16 * 16, range.end);
+  one_by_one(range.first, at);
+  while (at + 16 <= range.end) {
+    const uint32_t next = chosen == chosen_end ? range.end : *chosen;
+    const uint32_t whole = (std::max(next, at) - at) / 16 * 16;
+    ops.add_lanes(ranked.scores.data() + at, whole, lanes);
+    at += whole;
+    if (at + 16 <= range.end) {
+      one_by_one(at, at + 16);
+      at += 16;
+    }
+  }
+  one_by_one(at, range.end);
+  return sum_of_lanes(lanes);
 }
 
 }  // namespace
 
 void CutScratch::reserve(uint32_t context_blocks) {
   if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
-  if (taken.size() >= context_blocks) return;
+  if (blocks.size() >= context_blocks) return;
   blocks.resize(context_blocks);
   sentences.resize(context_blocks);
   scores.resize(context_blocks);
-  taken.resize(context_blocks);
-  candidates.resize(context_blocks);
+  entries.resize(context_blocks);
+  candidates.resize(size_t{context_blocks} + 16);
   candidate_scores.resize(context_blocks);
   candidate_blocks.resize(context_blocks);
   candidate_taken.resize(context_blocks);
@@ -149,31 +261,25 @@ ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scr
   const auto entries = static_cast<uint32_t>(ranked.blocks.size());
   SKV_CHECK(entries <= ranked.end_block, "ranked blocks are the context's");
   scratch.reserve(ranked.end_block);  // more than entries, but the same from step to step
-  std::fill_n(scratch.taken.begin(), entries, uint8_t{0});
-  if (options.unit == CutUnit::kBlock) {
-    take_best_blocks(ranked, options.budget_blocks, scratch);
-  } else {
-    take_best_sentences(ranked, options.budget_blocks, scratch);
-  }
-
+  const Candidates range(ranked);
   ReadSet set;
-  float unread[16] = {};
+  set.ranked_count = options.unit == CutUnit::kBlock
+                         ? take_best_blocks(ranked, range, options, scratch)
+                         : take_best_sentences(ranked, range, options, scratch);
   uint32_t count = 0;
-  for (uint32_t i = 0; i < entries; ++i) {
-    const bool always = exempt(ranked, ranked.blocks[i]);
-    if (scratch.taken[i] == 0 && !always) {
-      unread[i % 16] = unread[i % 16] + ranked.scores[i];
-      continue;
-    }
-    scratch.blocks[count] = ranked.blocks[i];
-    scratch.sentences[count] = ranked.block_sentences[i];
-    scratch.scores[count++] = ranked.scores[i];
-    if (!always) ++set.ranked_count;
-  }
+  const auto put = [&](uint32_t entry) {
+    scratch.blocks[count] = ranked.blocks[entry];
+    scratch.sentences[count] = ranked.block_sentences[entry];
+    scratch.scores[count++] = ranked.scores[entry];
+  };
+  for (uint32_t i = 0; i < range.first; ++i) put(i);
+  for (uint32_t i = 0; i < set.ranked_count; ++i) put(scratch.entries[i]);
+  for (uint32_t i = range.end; i < entries; ++i) put(i);
   set.blocks = {scratch.blocks.data(), count};
   set.sentences = {scratch.sentences.data(), count};
   set.scores = {scratch.scores.data(), count};
-  set.unread_mass = std::min(1.0F, sum_of_lanes(unread) + ranked.skipped_mass);
+  const float unread = unread_of(ranked, range, scratch.entries.data(), set.ranked_count);
+  set.unread_mass = std::min(1.0F, unread + ranked.skipped_mass);
   const bool any = std::any_of(ranked.normalisers.begin(), ranked.normalisers.end(),
                                [](const RankNormaliser& n) { return n.sum > 0.0F; });
   if (!any) set.unread_mass = count == ranked.end_block ? 0.0F : 1.0F;

@@ -22,6 +22,9 @@ enum class CutUnit : uint8_t { kBlock = 0, kSentence = 1 };  // values as CutKin
 struct CutOptions {
   CutUnit unit = CutUnit::kBlock;
   uint32_t budget_blocks = 0;  // ranked ones; more than there is takes all
+  // Above 0: no more of them, best first, than bring the estimated mass of the whole set, sinks and
+  // recents included, to this. fp32: the sinks and recents ascending, then one by one.
+  float mass = 0.0F;
 };
 
 // One table's entries (ipc/layout/window.h), before slots: sinks, ranked and recents, ascending.
@@ -39,7 +42,7 @@ struct CutScratch {
   std::vector<uint32_t> blocks;
   std::vector<uint32_t> sentences;
   std::vector<float> scores;
-  std::vector<uint8_t> taken;
+  std::vector<uint32_t> entries;  // chosen, ascending
   std::vector<float> candidate_scores;
   std::vector<uint32_t> candidates;
   std::vector<uint32_t> candidate_blocks;

@@ -67,8 +67,6 @@ struct At {
 };
 
 // Each kind: one step reads kRow bytes of every tile. A unit is kLanes runs of a tile.
-#define SKV_EACH(i, count) SKV_UNROLL8 for (size_t i = 0; i < (count); ++i)
-#define SKV_UNROLL8 _Pragma("GCC unroll 8")
 
 template <size_t kUnits>
 HWY_INLINE const std::byte* row_of(const At& at, size_t unit, size_t offset) {
@@ -78,7 +76,7 @@ template <size_t kUnits>
 HWY_INLINE void prefetch_rows(const At& at, size_t offset) {
   if (!at.prefetch) return;
   const std::byte* next = at.tiles + kUnits / kParts * at.tile_bytes + offset;
-  SKV_EACH(tile, kUnits / kParts) hwy::Prefetch(next + tile * at.tile_bytes);
+  SKV_EACH_OF(tile, kUnits / kParts) hwy::Prefetch(next + tile * at.tile_bytes);
 }
 
 template <bool kBfloat>
@@ -96,50 +94,50 @@ template <size_t kQueries, size_t kUnits, bool kBfloat>
 HWY_INLINE void dots_of(const At& at, FloatVector* dots) {
   const Floats df;
   FloatVector acc[kQueries * kUnits];
-  SKV_EACH(i, kQueries * kUnits) acc[i] = hn::Zero(df);
+  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
   for (size_t d = 0; d < at.k_dim; d += 2) {
     prefetch_rows<kUnits>(at, d * 32);
-    SKV_EACH(half, 2) {
+    SKV_EACH_OF(half, 2) {
       FloatVector values[kUnits];
-      SKV_EACH(u, kUnits) {
+      SKV_EACH_OF(u, kUnits) {
         values[u] =
             load_values<kBfloat>(row_of<kUnits>(at, u, (d + half) * 32 + u % kParts * kLanes * 2));
       }
-      SKV_EACH(q, kQueries) {
+      SKV_EACH_OF(q, kQueries) {
         const auto query = hn::Set(df, at.first[q * at.k_dim + d + half]);
-        SKV_EACH(u, kUnits) {
+        SKV_EACH_OF(u, kUnits) {
           acc[q * kUnits + u] = hn::MulAdd(query, values[u], acc[q * kUnits + u]);
         }
       }
     }
   }
-  SKV_EACH(i, kQueries * kUnits) dots[i] = acc[i];
+  SKV_EACH_OF(i, kQueries * kUnits) dots[i] = acc[i];
 }
 
 template <size_t kQueries, size_t kUnits>
 HWY_INLINE void min_max_of(const At& at, FloatVector* dots) {
   const Floats df;
   FloatVector acc[kQueries * kUnits];
-  SKV_EACH(i, kQueries * kUnits) acc[i] = hn::Zero(df);
+  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
   for (size_t d = 0; d < at.k_dim; ++d) {
     prefetch_rows<kUnits>(at, d * 64);
     FloatVector least[kUnits];
     FloatVector largest[kUnits];
-    SKV_EACH(u, kUnits) {
+    SKV_EACH_OF(u, kUnits) {
       const std::byte* row = row_of<kUnits>(at, u, d * 64 + u % kParts * kLanes * 2);
       least[u] = halves(row);
       largest[u] = halves(row + 32);
     }
-    SKV_EACH(q, kQueries) {
+    SKV_EACH_OF(q, kQueries) {
       const auto below = hn::Set(df, at.second[q * at.k_dim + d]);
       const auto above = hn::Set(df, at.first[q * at.k_dim + d]);
-      SKV_EACH(u, kUnits) {
+      SKV_EACH_OF(u, kUnits) {
         auto& sum = acc[q * kUnits + u];
         sum = hn::MulAdd(above, largest[u], hn::MulAdd(below, least[u], sum));
       }
     }
   }
-  SKV_EACH(i, kQueries * kUnits) dots[i] = acc[i];
+  SKV_EACH_OF(i, kQueries * kUnits) dots[i] = acc[i];
 }
 
 // Sums of the half widths, the second half of a tile of kBox.
@@ -147,24 +145,24 @@ template <size_t kQueries, size_t kUnits>
 HWY_INLINE void widths_of(const At& at, FloatVector* sums) {
   const Floats df;
   FloatVector acc[kQueries * kUnits];
-  SKV_EACH(i, kQueries * kUnits) acc[i] = hn::Zero(df);
+  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
   const size_t widths = FlatAreaLayout::box_widths(static_cast<uint32_t>(at.k_dim));
   for (size_t d = 0; d < at.k_dim; ++d) {
     prefetch_rows<kUnits>(at, widths + d * 16);
     FloatVector values[kUnits];
-    SKV_EACH(u, kUnits) {
+    SKV_EACH_OF(u, kUnits) {
       const auto* row = reinterpret_cast<const uint8_t*>(
           row_of<kUnits>(at, u, widths + d * 16 + u % kParts * kLanes));
       values[u] = hn::ConvertTo(df, hn::PromoteTo(Ints(), hn::LoadU(Bytes(), row)));
     }
-    SKV_EACH(q, kQueries) {
+    SKV_EACH_OF(q, kQueries) {
       const auto query = hn::Set(df, at.second[q * at.k_dim + d]);
-      SKV_EACH(u, kUnits) {
+      SKV_EACH_OF(u, kUnits) {
         acc[q * kUnits + u] = hn::MulAdd(query, values[u], acc[q * kUnits + u]);
       }
     }
   }
-  SKV_EACH(i, kQueries * kUnits) sums[i] = acc[i];
+  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = acc[i];
 }
 
 // Channels 2i and 2i + 1 of query q, in every lane.
@@ -178,25 +176,25 @@ HWY_INLINE ShortVector step_pair(const At& at, size_t q, size_t channel) {
 template <size_t kQueries, size_t kUnits>
 HWY_INLINE void byte_sums_of(const At& at, FloatVector* sums) {
   IntVector acc[kQueries * kUnits];
-  SKV_EACH(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
+  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
   for (size_t d = 0; d < at.k_dim; d += 4) {
     prefetch_rows<kUnits>(at, d * 16);
-    SKV_EACH(half, 2) {
+    SKV_EACH_OF(half, 2) {
       ShortVector values[kUnits];
-      SKV_EACH(u, kUnits) {
+      SKV_EACH_OF(u, kUnits) {
         const auto* row = reinterpret_cast<const int8_t*>(
             row_of<kUnits>(at, u, d * 16 + half * 32 + u % kParts * kLanes * 2));
         values[u] = hn::PromoteTo(Shorts(), hn::LoadU(SignedBytes(), row));
       }
-      SKV_EACH(q, kQueries) {
+      SKV_EACH_OF(q, kQueries) {
         const auto query = step_pair(at, q, d + 2 * half);
-        SKV_EACH(u, kUnits) {
+        SKV_EACH_OF(u, kUnits) {
           acc[q * kUnits + u] = pair_dot(acc[q * kUnits + u], values[u], query);
         }
       }
     }
   }
-  SKV_EACH(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
+  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
 }
 
 // Nibbles i and i + 4 of each word, as a pair of 16-bit numbers.
@@ -208,10 +206,10 @@ HWY_INLINE ShortVector nibble_pair(WordVector words) {
 template <size_t kIndex, size_t kQueries, size_t kUnits>
 HWY_INLINE void add_nibbles(const At& at, size_t d, const WordVector* words, IntVector* acc) {
   ShortVector values[kUnits];
-  SKV_EACH(u, kUnits) values[u] = nibble_pair<kIndex>(words[u]);
-  SKV_EACH(q, kQueries) {
+  SKV_EACH_OF(u, kUnits) values[u] = nibble_pair<kIndex>(words[u]);
+  SKV_EACH_OF(q, kQueries) {
     const auto query = step_pair(at, q, d + 2 * kIndex);
-    SKV_EACH(u, kUnits) acc[q * kUnits + u] = pair_dot(acc[q * kUnits + u], values[u], query);
+    SKV_EACH_OF(u, kUnits) acc[q * kUnits + u] = pair_dot(acc[q * kUnits + u], values[u], query);
   }
 }
 
@@ -219,11 +217,11 @@ HWY_INLINE void add_nibbles(const At& at, size_t d, const WordVector* words, Int
 template <size_t kQueries, size_t kUnits>
 HWY_INLINE void nibble_sums_of(const At& at, FloatVector* sums) {
   IntVector acc[kQueries * kUnits];
-  SKV_EACH(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
+  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
   for (size_t d = 0; d < at.k_dim; d += 8) {
     prefetch_rows<kUnits>(at, d * 8);
     WordVector words[kUnits];
-    SKV_EACH(u, kUnits) {
+    SKV_EACH_OF(u, kUnits) {
       words[u] = hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(
                                         row_of<kUnits>(at, u, d * 8 + u % kParts * kLanes * 4)));
     }
@@ -232,7 +230,7 @@ HWY_INLINE void nibble_sums_of(const At& at, FloatVector* sums) {
     add_nibbles<2, kQueries, kUnits>(at, d, words, acc);
     add_nibbles<3, kQueries, kUnits>(at, d, words, acc);
   }
-  SKV_EACH(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
+  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
 }
 
 HWY_INLINE FloatVector scales_of(const FlatJob& job, size_t run) {
@@ -261,12 +259,12 @@ HWY_NOINLINE void scan_group(
   }
   FloatVector widths[kQueries * kUnits];
   if constexpr (kKind == IndexKind::kBox) widths_of<kQueries, kUnits>(at, widths);
-  SKV_EACH(u, kUnits) {
+  SKV_EACH_OF(u, kUnits) {
     const size_t run = first_tile * kTileRuns + u * kLanes;
     // Lanes behind the page's last run: scanned, never a maximum.
     const auto left = static_cast<int32_t>(job.run_count) - static_cast<int32_t>(run);
     const auto is_run = hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left));
-    SKV_EACH(q, kQueries) {
+    SKV_EACH_OF(q, kQueries) {
       const size_t query = first_query + q;
       auto logit = sums[q * kUnits + u];
       if constexpr (kKind == IndexKind::kInt8 || kKind == IndexKind::kInt4) {

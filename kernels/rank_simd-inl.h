@@ -8,6 +8,9 @@
 
 #include <hwy/highway.h>
 
+#include <array>
+#include <bit>
+
 #include "ipc/layout/vectors.h"
 #include "kernels/rank_math.h"
 
@@ -15,11 +18,16 @@
 // them in an array on the stack, twice as slow.
 #undef SKV_UNROLL
 #undef SKV_EACH_QUERY
+#undef SKV_EACH_OF
+#undef SKV_UNROLL_ALL
 #if defined(__clang__)
 #define SKV_UNROLL _Pragma("unroll")
+#define SKV_UNROLL_ALL _Pragma("unroll")
 #else
 #define SKV_UNROLL _Pragma("GCC unroll 4")
+#define SKV_UNROLL_ALL _Pragma("GCC unroll 16")
 #endif
+#define SKV_EACH_OF(i, count) SKV_UNROLL_ALL for (size_t i = 0; i < (count); ++i)
 // `q` is declared. NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define SKV_EACH_QUERY(q) SKV_UNROLL for (size_t q = 0; q < kQueries; ++q)
 
@@ -52,45 +60,49 @@ using WordVector = hn::Vec<Words>;
 constexpr size_t kLanes = HWY_MAX_BYTES / 4 < 16 ? HWY_MAX_BYTES / 4 : 16;
 constexpr size_t kParts = 16 / kLanes;  // vectors per tile of 16
 
-// 2^(-i / 16) for i = 0..15 in each lane of `index`.
-HWY_INLINE FloatVector sixteenth_power(WordVector index) {
-  const Floats df;
-  const float* table = detail::kSixteenthPowers.data();
-  if constexpr (kLanes == 16) {
-    return hn::TableLookupLanes(hn::LoadU(df, table),
-                                hn::IndicesFromVec(df, hn::BitCast(Ints(), index)));
-  } else if constexpr (kLanes == 8) {
-    const auto low = hn::And(index, hn::Set(Words(), 7U));
-    const auto lanes = hn::IndicesFromVec(df, hn::BitCast(Ints(), low));
-    const auto first = hn::TableLookupLanes(hn::LoadU(df, table), lanes);
-    const auto second = hn::TableLookupLanes(hn::LoadU(df, table + 8), lanes);
-    const auto is_second = hn::Gt(hn::BitCast(Ints(), index), hn::Set(Ints(), 7));
-    return hn::IfThenElse(hn::RebindMask(df, is_second), second, first);
+// table[index % 16] in each lane.
+HWY_INLINE WordVector table_of_16(const uint32_t* table, WordVector index) {
+  const Words du;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  return WordVector{_mm512_permutexvar_epi32(index.raw, hn::LoadU(du, table).raw)};
+#else
+  const auto low = hn::And(index, hn::Set(du, kLanes == 8 ? 7U : 15U));
+  if constexpr (kLanes == 8) {
+    const auto lanes = hn::IndicesFromVec(du, low);
+    const auto first = hn::TableLookupLanes(hn::LoadU(du, table), lanes);
+    const auto second = hn::TableLookupLanes(hn::LoadU(du, table + 8), lanes);
+    return hn::IfThenElse(hn::TestBit(index, hn::Set(du, 8U)), second, first);
   } else {
-    return hn::GatherIndex(df, table, hn::BitCast(Ints(), index));
+    return hn::GatherIndex(du, table, hn::BitCast(Ints(), low));
   }
+#endif
 }
 
-// log_code_factor and log_code_square of kLanes codes.
-HWY_INLINE FloatVector scaled_down_codes(WordVector codes, FloatVector power, WordVector halvings) {
+// log_code_factor and log_code_square of kLanes codes. With 16 lanes one permutation looks up the
+// power (it takes the low four bits of each code) and one addition sets the exponent: what the
+// code's low bits add to the fraction is taken off the table before.
+template <uint32_t kStepsPerOctave>
+HWY_INLINE FloatVector code_values(const uint8_t* at) {
+  constexpr uint32_t kLowBits = kStepsPerOctave - 1;
+  constexpr int kShift = kStepsPerOctave == 16 ? 19 : 20;
+  static constexpr std::array<uint32_t, 16> kTable = [] {
+    std::array<uint32_t, 16> table{};
+    for (uint32_t i = 0; i < 16; ++i) {
+      const uint32_t low = i & kLowBits;
+      const float power = detail::kSixteenthPowers[(kLowBits - low) * (16 / kStepsPerOctave)];
+      table[i] =
+          std::bit_cast<uint32_t>(power) - ((255U / kStepsPerOctave) << 23) - (low << kShift);
+    }
+    return table;
+  }();
   const Words du;
-  const auto bits = hn::Sub(hn::BitCast(du, power), hn::ShiftLeft<23>(halvings));
+  const auto codes = hn::PromoteTo(du, hn::LoadU(Bytes(), at));
+  const auto power = table_of_16(kTable.data(), codes);
+  const auto bits = hn::Add(power, hn::ShiftLeft<kShift>(codes));
   return hn::BitCast(Floats(), hn::IfThenZeroElse(hn::Eq(codes, hn::Zero(du)), bits));
 }
-HWY_INLINE FloatVector code_factors(const uint8_t* at) {
-  const Words du;
-  const auto codes = hn::PromoteTo(du, hn::LoadU(Bytes(), at));
-  const auto below = hn::Sub(hn::Set(du, 255U), codes);
-  return scaled_down_codes(codes, sixteenth_power(hn::And(below, hn::Set(du, 15U))),
-                           hn::ShiftRight<4>(below));
-}
-HWY_INLINE FloatVector code_squares(const uint8_t* at) {
-  const Words du;
-  const auto codes = hn::PromoteTo(du, hn::LoadU(Bytes(), at));
-  const auto below = hn::Sub(hn::Set(du, 255U), codes);
-  const auto index = hn::ShiftLeft<1>(hn::And(below, hn::Set(du, 7U)));
-  return scaled_down_codes(codes, sixteenth_power(index), hn::ShiftRight<3>(below));
-}
+HWY_INLINE FloatVector code_factors(const uint8_t* at) { return code_values<16>(at); }
+HWY_INLINE FloatVector code_squares(const uint8_t* at) { return code_values<8>(at); }
 
 HWY_INLINE FloatVector halves(const std::byte* at) {
   return hn::PromoteTo(Floats(), hn::LoadU(Halves(), reinterpret_cast<const hwy::float16_t*>(at)));

@@ -23,59 +23,86 @@ namespace {
 
 // --- coarse ---
 
-// kQueries queries against one part (kLanes sentences) of a tile.
-template <size_t kQueries, bool kSpread>
+// kQueries queries against one part (kLanes sentences) of kTiles tiles that follow each other.
+template <size_t kQueries, size_t kTiles, bool kSpread>
 HWY_INLINE void coarse_part(
     const CoarseJob& job, const std::byte* tile, size_t part, uint32_t first_query, size_t at) {
   const Floats df;
   const size_t k_dim = job.k_dim;
   const size_t lane = part * kLanes;
+  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
   const float* query = job.query + first_query * k_dim;
   const float* square = kSpread ? job.query_square + first_query * k_dim : nullptr;
-  FloatVector dots[kQueries];
-  FloatVector variances[kQueries];
-  SKV_EACH_QUERY(q) dots[q] = variances[q] = hn::Zero(df);
+  FloatVector dots[kQueries * kTiles];
+  FloatVector variances[kQueries * kTiles];
+  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = variances[i] = hn::Zero(df);
   const std::byte* means = tile + lane * 2;
   const auto* codes =
       reinterpret_cast<const uint8_t*>(tile) + RankAreaLayout::spread_codes(job.k_dim) + lane;
   for (size_t d = 0; d < k_dim; ++d) {
-    const auto mean = halves(means + d * 32);
-    SKV_EACH_QUERY(q) { dots[q] = hn::MulAdd(hn::Set(df, query[q * k_dim + d]), mean, dots[q]); }
-    if constexpr (kSpread) {
-      const auto factor = code_squares(codes + d * 16);
-      SKV_EACH_QUERY(q) {
-        variances[q] = hn::MulAdd(hn::Set(df, square[q * k_dim + d]), factor, variances[q]);
+    FloatVector mean[kTiles];
+    FloatVector factor[kTiles];
+    SKV_EACH_OF(t, kTiles) {
+      mean[t] = halves(means + t * tile_bytes + d * 32);
+      if constexpr (kSpread) factor[t] = code_squares(codes + t * tile_bytes + d * 16);
+    }
+    SKV_EACH_QUERY(q) {
+      const auto value = hn::Set(df, query[q * k_dim + d]);
+      SKV_EACH_OF(t, kTiles) {
+        dots[q * kTiles + t] = hn::MulAdd(value, mean[t], dots[q * kTiles + t]);
+      }
+      if constexpr (kSpread) {
+        const auto squared = hn::Set(df, square[q * k_dim + d]);
+        SKV_EACH_OF(t, kTiles) {
+          variances[q * kTiles + t] = hn::MulAdd(squared, factor[t], variances[q * kTiles + t]);
+        }
       }
     }
   }
-  SKV_EACH_QUERY(q) {
-    hn::StoreU(dots[q], df, job.mean_dots + (first_query + q) * job.stride + at + lane);
-  }
-  if constexpr (kSpread) {
-    const auto m = halves(tile + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
-    const auto m_square = hn::Mul(m, m);
+  SKV_EACH_OF(t, kTiles) {
+    const size_t to = at + t * kTileSentences + lane;
     SKV_EACH_QUERY(q) {
-      const auto logit =
-          hn::MulAdd(hn::Mul(variances[q], m_square), hn::Set(df, kHalfLn2), dots[q]);
-      hn::StoreU(cleaned(logit), df, job.coarse + (first_query + q) * job.stride + at + lane);
+      hn::StoreU(dots[q * kTiles + t], df, job.mean_dots + (first_query + q) * job.stride + to);
     }
+    if constexpr (kSpread) {
+      const std::byte* m_at =
+          tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2;
+      const auto m = halves(m_at);
+      const auto m_square = hn::Mul(m, m);
+      SKV_EACH_QUERY(q) {
+        const auto logit = hn::MulAdd(hn::Mul(variances[q * kTiles + t], m_square),
+                                      hn::Set(df, kHalfLn2), dots[q * kTiles + t]);
+        hn::StoreU(cleaned(logit), df, job.coarse + (first_query + q) * job.stride + to);
+      }
+    }
+  }
+}
+
+template <size_t kTiles, bool kSpread>
+void coarse_queries(const CoarseJob& job, const std::byte* tile, size_t at) {
+  for (size_t part = 0; part < kParts; ++part) {
+    uint32_t q = 0;
+    for (; q + 4 <= job.query_count; q += 4)
+      coarse_part<4, kTiles, kSpread>(job, tile, part, q, at);
+    const uint32_t left = job.query_count - q;
+    if (left == 3) coarse_part<3, kTiles, kSpread>(job, tile, part, q, at);
+    if (left == 2) coarse_part<2, kTiles, kSpread>(job, tile, part, q, at);
+    if (left == 1) coarse_part<1, kTiles, kSpread>(job, tile, part, q, at);
   }
 }
 
 template <bool kSpread>
 void coarse_tiles(const CoarseJob& job) {
   const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
-  for (uint32_t tile = 0; tile < job.tile_count; ++tile) {
-    const std::byte* from = job.area + tile * tile_bytes;
-    const size_t at = size_t{tile} * kTileSentences;
-    for (size_t part = 0; part < kParts; ++part) {
-      uint32_t q = 0;
-      for (; q + 4 <= job.query_count; q += 4) coarse_part<4, kSpread>(job, from, part, q, at);
-      const uint32_t left = job.query_count - q;
-      if (left == 3) coarse_part<3, kSpread>(job, from, part, q, at);
-      if (left == 2) coarse_part<2, kSpread>(job, from, part, q, at);
-      if (left == 1) coarse_part<1, kSpread>(job, from, part, q, at);
-    }
+  // Two tiles beside each other where there are registers for their sums.
+  constexpr uint32_t kTiles = kLanes == 16 ? 2 : 1;
+  uint32_t tile = 0;
+  for (; tile + kTiles <= job.tile_count; tile += kTiles) {
+    coarse_queries<kTiles, kSpread>(job, job.area + tile * tile_bytes,
+                                    size_t{tile} * kTileSentences);
+  }
+  for (; tile < job.tile_count; ++tile) {
+    coarse_queries<1, kSpread>(job, job.area + tile * tile_bytes, size_t{tile} * kTileSentences);
   }
 }
 
@@ -91,22 +118,35 @@ void coarse(const CoarseJob& job) {
 
 // A row of residuals is 8 bytes, the lower four bytes the runs 0..7, the upper four the runs 8..15
 // (a narrower tile leaves lanes that nobody reads). Broadcast, they alternate from lane to lane; a
-// shift per lane brings the lane's nibble to the top. So lane j (of the tile) holds run
-// j / 2 + 8 * (j % 2), and the runs are put in order once per tile.
+// shift per lane brings the lane's nibble to the bottom, where a table makes it a number. So lane j
+// (of the tile) holds run j / 2 + 8 * (j % 2), and the runs are put in order once per tile.
 HWY_INLINE WordVector nibble_shifts(size_t part) {
   const Words du;
   const auto lane = hn::Iota(du, static_cast<uint32_t>(part * kLanes));
-  return hn::Sub(hn::Set(du, 28U), hn::ShiftLeft<2>(hn::ShiftRight<1>(lane)));
+  return hn::ShiftLeft<2>(hn::ShiftRight<1>(lane));
+}
+
+HWY_INLINE FloatVector residuals_of(WordVector words, WordVector shifts) {
+  const Floats df;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  alignas(64) static constexpr float kResiduals[16] = {0,  1,  2,  3,  4,  5,  6,  7,
+                                                       -8, -7, -6, -5, -4, -3, -2, -1};
+  const auto shifted = hn::Shr(words, shifts);
+  return FloatVector{_mm512_permutexvar_ps(shifted.raw, hn::Load(df, kResiduals).raw)};
+#else
+  const auto top = hn::Shl(words, hn::Sub(hn::Set(Words(), 28U), shifts));
+  return hn::ConvertTo(df, hn::ShiftRight<28>(hn::BitCast(Ints(), top)));
+#endif
 }
 
 constexpr size_t run_of_lane(size_t lane) { return lane / 2 + 8 * (lane % 2); }
 
-// Adds up kQueries queries over one part of a tile; logits of the tile's 16 runs go to `logits`
-// [query][kSentenceTokensMax], in order of runs.
-template <size_t kQueries>
+// Adds up kQueries queries over one part of kTiles tiles; logits go to `logits`
+// [query][kSentenceTokensMax], in order of runs. The last tile's rows may be shorter.
+template <size_t kQueries, size_t kTiles>
 HWY_INLINE void fine_part(const FineJob& job,
                           const std::byte* tile,
-                          size_t row_bytes,
+                          size_t last_row_bytes,
                           size_t part,
                           uint32_t first_query,
                           float* logits) {
@@ -115,24 +155,32 @@ HWY_INLINE void fine_part(const FineJob& job,
   const size_t k_dim = job.k_dim;
   const float* scaled = job.query_scale + first_query * k_dim;
   const auto shifts = nibble_shifts(part);
-  FloatVector dots[kQueries];
-  SKV_EACH_QUERY(q) dots[q] = hn::Zero(df);
+  FloatVector dots[kQueries * kTiles];
+  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = hn::Zero(df);
   for (size_t d = 0; d < k_dim; ++d) {
-    uint64_t row = 0;
-    std::memcpy(&row, tile + d * row_bytes, sizeof row);
-    const auto nibbles = hn::Shl(hn::BitCast(Words(), hn::Set(d64, row)), shifts);
-    const auto residual = hn::ConvertTo(df, hn::ShiftRight<28>(hn::BitCast(Ints(), nibbles)));
+    FloatVector residuals[kTiles];
+    SKV_EACH_OF(t, kTiles) {
+      const size_t row_bytes = t + 1 < kTiles ? kTileRuns / 2 : last_row_bytes;
+      uint64_t row = 0;
+      std::memcpy(&row, tile + t * (kTileRuns / 2) * k_dim + d * row_bytes, sizeof row);
+      residuals[t] = residuals_of(hn::BitCast(Words(), hn::Set(d64, row)), shifts);
+    }
     SKV_EACH_QUERY(q) {
-      dots[q] = hn::MulAdd(hn::Set(df, scaled[q * k_dim + d]), residual, dots[q]);
+      const auto query = hn::Set(df, scaled[q * k_dim + d]);
+      SKV_EACH_OF(t, kTiles) {
+        dots[q * kTiles + t] = hn::MulAdd(query, residuals[t], dots[q * kTiles + t]);
+      }
     }
   }
   SKV_EACH_QUERY(q) {
     const float mean_dot = job.mean_dots[(first_query + q) * job.mean_stride];
-    float lanes[kLanes];
-    hn::StoreU(cleaned(hn::Add(dots[q], hn::Set(df, mean_dot))), df, lanes);
-    float* to = logits + q * kSentenceTokensMax;
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+    SKV_EACH_OF(t, kTiles) {
+      float lanes[kLanes];
+      hn::StoreU(cleaned(hn::Add(dots[q * kTiles + t], hn::Set(df, mean_dot))), df, lanes);
+      float* to = logits + q * kSentenceTokensMax + t * kTileRuns;
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+      }
     }
   }
 }
@@ -168,11 +216,20 @@ template <size_t kQueries>
 void fine_queries(const FineJob& job, uint32_t first_query) {
   float logits[kQueries * kSentenceTokensMax];
   const std::byte* tiles = job.fine + job.k_dim;
-  for (uint32_t first_run = 0; first_run < job.runs; first_run += kTileRuns) {
+  uint32_t first_run = 0;
+  // Two tiles beside each other: twice the sums that do not wait for each other.
+  for (; first_run + kTileRuns < job.runs; first_run += 2 * kTileRuns) {
+    const std::byte* tile = tiles + VectorRecordLayout::tile_offset(job.k_dim, first_run);
+    const size_t row_bytes = VectorRecordLayout::tile_width(job.runs, first_run + kTileRuns) / 2;
+    for (size_t part = 0; part < kParts; ++part) {
+      fine_part<kQueries, 2>(job, tile, row_bytes, part, first_query, logits + first_run);
+    }
+  }
+  if (first_run < job.runs) {
     const std::byte* tile = tiles + VectorRecordLayout::tile_offset(job.k_dim, first_run);
     const size_t row_bytes = VectorRecordLayout::tile_width(job.runs, first_run) / 2;
     for (size_t part = 0; part < kParts; ++part) {
-      fine_part<kQueries>(job, tile, row_bytes, part, first_query, logits + first_run);
+      fine_part<kQueries, 1>(job, tile, row_bytes, part, first_query, logits + first_run);
     }
   }
   for (uint32_t q = 0; q < kQueries; ++q) {

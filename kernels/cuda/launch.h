@@ -19,7 +19,7 @@ const char* error_text(Status status);
 // Devices that answer; 0 without a driver.
 int device_count();
 
-// Coarse, choose, fine and score for all jobs (device memory). `sentences_max`: the largest
+// Coarse, choose, fine and score for all jobs (device memory), none of which has a refusal(). `sentences_max`: the largest
 // sentence_count of any job now or at replay.
 Status launch_rank(const RankJob* jobs,
                    uint32_t job_count,

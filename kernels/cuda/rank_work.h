@@ -70,6 +70,14 @@ struct RankJob {
   RankWork work;
 };
 
+// What `job` asks for that the device kernels do not do, by name; null: they do all of it. To be
+// looked at before a launch.
+inline const char* refusal(const RankJob& job) {
+  if (is_flat(job.view.kind)) return "index kind: device kernels rank mean+spread+runs and mean";
+  if (job.cut.mass > 0.0F) return "mass: device kernels cut by budget alone";
+  return nullptr;
+}
+
 constexpr uint32_t padded_to_lanes(uint32_t count) { return (count + 15) / 16 * 16; }
 
 // Lays `work` out from `base` (aligned to 256; null only measures); returns the bytes it takes, a

@@ -12,6 +12,7 @@
 #include "kernels/cut.h"
 #include "kernels/rank.h"
 #include "kernels/vectors.h"
+#include "tests/bench/rank_vectors.h"
 #include "tests/bench/rank_world.h"
 #include "tests/bench/report.h"
 
@@ -41,15 +42,17 @@ struct Ranker {
         query_count(count) {}
 
   double run() {
-    const double begin = now();
+    const double begin = thread_seconds();
     for (uint32_t head = 0; head < pages.layout().vectors().kv_heads(0); ++head) {
       const RankResult result =
           rank(pages.view(0, head), {queries.data(), query_count, kScale}, options, scratch);
       sink = sink + result.scores[0];
+      last = result;
     }
-    return now() - begin;
+    return thread_seconds() - begin;
   }
   volatile float sink = 0.0F;
+  RankResult last;  // of the last head
 };
 
 struct Case {
@@ -84,10 +87,10 @@ void stream_cases(Report& report,
   std::vector<double> reads;
   const double end = now() + seconds;
   for (int round = 0; round < 3 || now() < end; ++round) {
-    const double begin = now();
+    const double begin = thread_seconds();
     volatile uint64_t sum = stream.run();
     (void)sum;
-    const double read = now() - begin;
+    const double read = thread_seconds() - begin;
     if (round != 0) reads.push_back(read);
     for (size_t i = 0; i < rankers.size(); ++i) {
       const double time = rankers[i].run();
@@ -129,6 +132,47 @@ void streams(Report& report, bool all) {
   }
 }
 
+// Coarse-then-fine against the full scan of the default index: time, and how much of the full
+// scan's read set the other finds. Keys with topics, so that there is something to find.
+void coarse_cases(Report& report, bool all) {
+  std::vector<uint32_t> sizes = {1U << 12, 1U << 16};
+  if (all) sizes = {1U << 12, 1U << 14, 1U << 16, 1U << 18, 1U << 20};
+  if (report.quick()) sizes = {1U << 12};
+  for (const uint32_t tokens : sizes) {
+    const auto pages = topical_pages({IndexKind::kMeanSpreadRuns, 128, 1, 8, 2}, tokens);
+    constexpr uint32_t kBudget = 256;
+    RankOptions full;
+    full.full_scan_blocks = ~0U;
+    RankOptions coarse;
+    coarse.full_scan_blocks = 0;
+    coarse.coarse_blocks = 4 * kBudget;
+    std::vector<double> full_times;
+    std::vector<double> coarse_times;
+    double found = 0;
+    double wanted = 0;
+    const double end = now() + (report.quick() ? 0.01 : 1.0);
+    Ranker a(*pages, full, 4);
+    Ranker b(*pages, coarse, 4);
+    CutScratch cut_a;
+    CutScratch cut_b;
+    for (uint64_t round = 0; round < 5 || now() < end; ++round) {
+      a.queries = b.queries = random_queries(4, 128, round);
+      full_times.push_back(a.run());
+      coarse_times.push_back(b.run());
+      const ReadSet all_set = cut(a.last, {CutUnit::kBlock, kBudget}, cut_a);
+      const ReadSet set = cut(b.last, {CutUnit::kBlock, kBudget}, cut_b);
+      const std::set<uint32_t> have(set.blocks.begin(), set.blocks.end());
+      for (const uint32_t block : all_set.blocks) found += have.count(block) != 0 ? 1 : 0;
+      wanted += static_cast<double>(all_set.blocks.size());
+    }
+    const std::string of = count_name(tokens) + " tokens, 4 queries, " + std::to_string(kBudget) +
+                           " of " + std::to_string(pages->end_block()) + " blocks";
+    report.add({"rank.coarse.time", of, median(coarse_times) * 1e6, "us", median(full_times) * 1e6,
+                "full scan", 0, Better::kLower});
+    report.add({"rank.coarse.recall", of, found / wanted, "", 1.0, "full scan"});
+  }
+}
+
 }  // namespace
 }  // namespace skv::bench
 
@@ -136,8 +180,13 @@ int main(int argc, char** argv) {
   skv::bench::Report report(argc, argv);
   const auto& rest = report.rest();
   const bool all = std::find(rest.begin(), rest.end(), "--all") != rest.end();
-  std::printf("rank: %s, L3 %.0f MiB\n", skv::rank_target(),
-              static_cast<double>(skv::bench::l3_bytes()) / (1 << 20));
+  std::fprintf(stderr, "rank: %s, L3 %.0f MiB\n", skv::rank_target(),
+               static_cast<double>(skv::bench::l3_bytes()) / (1 << 20));
+  if (const auto file = std::find(rest.begin(), rest.end(), "--faiss-file");
+      file != rest.end() && file + 1 != rest.end()) {
+    return skv::bench::serve_vectors(*(file + 1));
+  }
   skv::bench::streams(report, all);
+  skv::bench::coarse_cases(report, all);
   return report.finish();
 }

@@ -24,6 +24,9 @@ const char* name_of(IndexKind kind);
 // `vectors` runs per head. Blobs are a few random ones over and over: times do not depend on them.
 std::unique_ptr<VectorPages> random_pages(const RankShape& shape, uint32_t vectors);
 
+// One head of `tokens` tokens: sentences have topics, tokens a part of their own, as keys do.
+std::unique_ptr<VectorPages> topical_pages(const RankShape& shape, uint32_t tokens);
+
 std::vector<float> random_queries(uint32_t count, uint32_t k_dim, uint64_t seed);
 
 // Bytes of the vectors that a full scan of one head reads.
@@ -47,6 +50,9 @@ class StreamingRead {
   std::vector<Piece> pieces_;
   int best_ = 0;
 };
+
+// CPU time of this thread: on a machine with other work, what they take is not counted.
+double thread_seconds();
 
 // Of this CPU, as the system reports it; 32 MiB where it does not.
 uint64_t l3_bytes();

@@ -152,5 +152,65 @@ RC_GTEST_PROP(SelectBest, AgreesWithASort, ()) {
   }
 }
 
+// Goal: the fast passes choose what a full sort would, whatever the sizes and ties.
+TEST(Cut, LargeContextsLikeASort) {
+  uint64_t state = 1;
+  const auto next = [&state] {
+    return state = state * 6364136223846793005U + 1442695040888963407U;
+  };
+  for (const uint32_t count : {1000U, 4099U, 50000U}) {
+    for (const uint32_t distinct : {3U, 500U, 1U << 24}) {
+      std::vector<float> scores(count);
+      for (float& score : scores) score = static_cast<float>((next() >> 33) % distinct) * 0x1p-26F;
+      Ranked ranked({count}, scores);
+      ranked.sinks = 5;
+      ranked.recents = 21;
+      for (const uint32_t budget : {1U, 7U, 64U, 256U, 900U}) {
+        Blocks order(count - 26);
+        std::iota(order.begin(), order.end(), 5U);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](uint32_t a, uint32_t b) { return scores[a] > scores[b]; });
+        order.resize(budget);
+        for (uint32_t i = 0; i < 5; ++i) order.push_back(i);
+        for (uint32_t i = count - 21; i < count; ++i) order.push_back(i);
+        std::sort(order.begin(), order.end());
+        ASSERT_EQ(blocks_of(ranked, CutUnit::kBlock, budget), order) << count << " " << budget;
+        // Unread: 16 sums by index modulo 16, then pairs.
+        float lanes[16] = {};
+        for (uint32_t i = 5; i < count - 21; ++i) {
+          if (!std::binary_search(order.begin(), order.end(), i)) lanes[i % 16] += scores[i];
+        }
+        for (int width = 8; width >= 1; width /= 2) {
+          for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+        }
+        CutScratch scratch;
+        EXPECT_EQ(cut(ranked.result(), {CutUnit::kBlock, budget}, scratch).unread_mass,
+                  std::min(1.0F, lanes[0]));
+      }
+    }
+  }
+}
+
+// Goal: by mass, the smallest best set that reaches it, within the budget, sinks and recents
+// counted.
+TEST(Cut, ByMassNoMoreThanNeeded) {
+  Ranked ranked({4, 4}, {0.125F, 0.25F, 0.0625F, 0.0F, 0.25F, 0.125F, 0.1875F, 0.0F});
+  const auto chosen = [&](CutUnit unit, uint32_t budget, float mass) {
+    CutScratch scratch;
+    const ReadSet set = cut(ranked.result(), {unit, budget, mass}, scratch);
+    return Blocks(set.blocks.begin(), set.blocks.end());
+  };
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 0.25F), (Blocks{1}));
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 0.26F), (Blocks{1, 4}));
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 0.6875F), (Blocks{1, 4, 6}));
+  EXPECT_EQ(chosen(CutUnit::kBlock, 2, 0.9F), (Blocks{1, 4}));
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 1.0F), (Blocks{0, 1, 2, 4, 5, 6}));
+  EXPECT_EQ(chosen(CutUnit::kSentence, 8, 0.5F), (Blocks{4, 5, 6, 7}));
+  EXPECT_EQ(chosen(CutUnit::kSentence, 8, 0.6F), (Blocks{0, 1, 2, 3, 4, 5, 6, 7}));
+  ranked.sinks = 2;
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 0.375F), (Blocks{0, 1}));
+  EXPECT_EQ(chosen(CutUnit::kBlock, 8, 0.5F), (Blocks{0, 1, 4}));
+}
+
 }  // namespace
 }  // namespace skv

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "ipc/types/check.h"
 #include "kernels/cuda/cut_body.h"
 #include "kernels/cuda/difference_body.h"
 #include "kernels/cuda/host_block.h"
@@ -40,6 +41,7 @@ class Backend {
     job.softmax_scale = query.softmax_scale;
     job.options = options;
     job.work = work_for(machine, {view.sentence_count, view.end_block, query.query_count});
+    SKV_CHECK(cuda::refusal(job) == nullptr, "a job that device kernels do");
     machine.rank_all(job);
 
     const auto summary = machine.get(job.work.summary, 1).front();

@@ -33,38 +33,47 @@ namespace {
 using synthetic::Context;
 using synthetic::Shape;
 
-// Goal: a decode step allocates nothing.
+// Goal: a decode step allocates nothing, for one row or several, whatever the index.
 // Method: count operator new over rank, cut and difference, after one round and reserve.
 TEST(SteadyState, NothingIsAllocated) {
-  const Shape shape;
-  const Context context = synthetic::random_context(shape, 200, 1);
-  const RankView view = context.view();
-  RankScratch scratch;
-  CutScratch cut_scratch;
-  ResidentSet resident(160);
-  std::vector<uint32_t> slots(512);
-  RankOptions options;
-  options.coarse_blocks = 256;
-  options.full_scan_blocks = 0;
-  options.sink_blocks = 2;
-  options.recent_blocks = 4;
-  uint64_t before = 0;
-  for (uint64_t version = 1; version <= 20; ++version) {
-    const std::vector<float> queries = synthetic::random_queries(4, shape.k_dim, version);
-    if (version > 1) before = allocation_count.load();
-    const RankResult ranked = rank(view, synthetic::query_of(queries, shape), options, scratch);
-    const CutUnit unit = version % 2 == 0 ? CutUnit::kBlock : CutUnit::kSentence;
-    const ReadSet set = cut(ranked, {unit, 64}, cut_scratch);
-    const Difference difference = resident.difference(set.blocks, version, version - 1);
-    std::copy(difference.slots.begin(), difference.slots.end(), slots.begin());
-    for (size_t i = 0; i < difference.victims.size(); ++i) {
-      resident.assign(difference.victims[i], set.blocks[difference.misses[i]]);
-      resident.arrived(difference.victims[i]);
-      slots[difference.misses[i]] = difference.victims[i];
-    }
-    resident.publish(version, {slots.data(), set.blocks.size()});
-    if (version > 1) {
-      EXPECT_EQ(allocation_count.load(), before);
+  for (uint32_t kind = 0; kind <= static_cast<uint32_t>(kIndexKindLast); ++kind) {
+    for (const uint32_t rows : {1U, 3U}) {
+      SCOPED_TRACE(testing::Message() << "kind " << kind << " rows " << rows);
+      Shape shape;
+      shape.kind = static_cast<IndexKind>(kind);
+      const Context context = synthetic::random_context(shape, 200, 1);
+      const RankView view = context.view();
+      RankScratch scratch;
+      CutScratch cut_scratch;
+      ResidentSet resident(160);
+      std::vector<uint32_t> slots(512);
+      RankOptions options;
+      options.coarse_blocks = 256;
+      options.full_scan_blocks = 0;
+      options.sink_blocks = 2;
+      options.recent_blocks = 4;
+      scratch.reserve(200, view.end_block, 4, shape.k_dim, rows);
+      uint64_t before = 0;
+      for (uint64_t version = 1; version <= 20; ++version) {
+        const std::vector<float> queries =
+            synthetic::random_queries(4 * rows, shape.k_dim, version);
+        if (version > 1) before = allocation_count.load();
+        RankQuery query{queries.data(), 4, 0.125F, rows};
+        const RankResult ranked = rank_rows(view, query, options, scratch)[rows - 1];
+        const CutUnit unit = version % 2 == 0 ? CutUnit::kBlock : CutUnit::kSentence;
+        const ReadSet set = cut(ranked, {unit, 64, version % 3 == 0 ? 0.5F : 0.0F}, cut_scratch);
+        const Difference difference = resident.difference(set.blocks, version, version - 1);
+        std::copy(difference.slots.begin(), difference.slots.end(), slots.begin());
+        for (size_t i = 0; i < difference.victims.size(); ++i) {
+          resident.assign(difference.victims[i], set.blocks[difference.misses[i]]);
+          resident.arrived(difference.victims[i]);
+          slots[difference.misses[i]] = difference.victims[i];
+        }
+        resident.publish(version, {slots.data(), set.blocks.size()});
+        if (version > 1) {
+          EXPECT_EQ(allocation_count.load(), before);
+        }
+      }
     }
   }
 }

@@ -1,0 +1,127 @@
+// The passes of cut with Highway, compiled once per instruction set as rank_simd.cc is.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cut_simd.cc"
+#include <hwy/foreach_target.h>  // first: includes this file again for each target
+#include <hwy/highway.h>
+
+#include "kernels/cut_ops.h"
+#include "kernels/rank_simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace skv {
+namespace HWY_NAMESPACE {
+namespace {
+
+#if SKV_RANK_VECTORS
+
+size_t maxima(const float* scores, size_t count, size_t rows, float* to) {
+  const Floats df;
+  size_t made = 0;
+  for (; count >= 16 * rows; count -= 16 * rows, scores += 16 * rows, made += 16) {
+    for (size_t part = 0; part < kParts; ++part) {
+      const float* from = scores + part * kLanes;
+      auto largest = hn::LoadU(df, from);
+      for (size_t row = 1; row < rows; ++row) {
+        largest = hn::Max(largest, hn::LoadU(df, from + row * 16));
+      }
+      hn::StoreU(largest, df, to + made + part * kLanes);
+    }
+  }
+  return made;
+}
+
+size_t collect(const float* scores, size_t count, float at_least, uint32_t* to) {
+  const Floats df;
+  const auto least = hn::Set(df, at_least);
+  size_t found = 0;
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto is = hn::Ge(hn::LoadU(df, scores + i), least);
+    if (HWY_LIKELY(hn::AllFalse(df, is))) continue;
+    uint8_t bits[8] = {};
+    hn::StoreMaskBits(df, is, bits);
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      to[found] = static_cast<uint32_t>(i + lane);
+      found += (bits[lane / 8] >> (lane % 8)) & 1U;
+    }
+  }
+  for (; i < count; ++i) {
+    if (scores[i] >= at_least) to[found++] = static_cast<uint32_t>(i);
+  }
+  return found;
+}
+
+void add_lanes(const float* scores, size_t count, float* lanes) {
+  const Floats df;
+  FloatVector sums[kParts];
+  for (size_t part = 0; part < kParts; ++part) sums[part] = hn::LoadU(df, lanes + part * kLanes);
+  for (size_t i = 0; i < count; i += 16) {
+    for (size_t part = 0; part < kParts; ++part) {
+      sums[part] = hn::Add(sums[part], hn::LoadU(df, scores + i + part * kLanes));
+    }
+  }
+  for (size_t part = 0; part < kParts; ++part) hn::StoreU(sums[part], df, lanes + part * kLanes);
+}
+
+const CutOps* cut_ops() {
+  static constexpr CutOps kOps = {maxima, collect, add_lanes};
+  return &kOps;
+}
+
+#else
+
+const CutOps* cut_ops() { return &plain_cut_ops(); }
+
+#endif  // SKV_RANK_VECTORS
+
+}  // namespace
+
+const CutOps* target_cut_ops() { return cut_ops(); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace skv
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace skv {
+
+HWY_EXPORT(target_cut_ops);
+
+const CutOps& simd_cut_ops() { return *HWY_DYNAMIC_DISPATCH(target_cut_ops)(); }
+
+namespace {
+
+size_t plain_maxima(const float* scores, size_t count, size_t rows, float* to) {
+  const size_t groups = count / (16 * rows);
+  for (size_t group = 0; group < groups; ++group) {
+    for (size_t lane = 0; lane < 16; ++lane) {
+      const float* from = scores + group * 16 * rows + lane;
+      float largest = from[0];
+      for (size_t row = 1; row < rows; ++row) {
+        largest = from[row * 16] > largest ? from[row * 16] : largest;
+      }
+      to[group * 16 + lane] = largest;
+    }
+  }
+  return groups * 16;
+}
+size_t plain_collect(const float* scores, size_t count, float at_least, uint32_t* to) {
+  size_t found = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (scores[i] >= at_least) to[found++] = static_cast<uint32_t>(i);
+  }
+  return found;
+}
+void plain_add_lanes(const float* scores, size_t count, float* lanes) {
+  for (size_t i = 0; i < count; ++i) lanes[i % 16] += scores[i];
+}
+
+}  // namespace
+
+const CutOps& plain_cut_ops() {
+  static constexpr CutOps kOps = {plain_maxima, plain_collect, plain_add_lanes};
+  return kOps;
+}
+
+}  // namespace skv
+#endif  // HWY_ONCE
