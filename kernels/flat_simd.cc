@@ -72,11 +72,15 @@ template <size_t kUnits>
 HWY_INLINE const std::byte* row_of(const At& at, size_t unit, size_t offset) {
   return at.tiles + unit / kParts * at.tile_bytes + offset;
 }
+// Asks for as many lines of the tiles behind these as a step reads of these, in the order in which
+// they lie in memory: what memory sees is one stream, whatever the number of tiles beside each
+// other.
 template <size_t kUnits>
 HWY_INLINE void prefetch_rows(const At& at, size_t offset) {
+  constexpr size_t kTiles = kUnits / kParts;
   if (!at.prefetch) return;
-  const std::byte* next = at.tiles + kUnits / kParts * at.tile_bytes + offset;
-  SKV_EACH_OF(tile, kUnits / kParts) hwy::Prefetch(next + tile * at.tile_bytes);
+  const std::byte* next = at.tiles + kTiles * (at.tile_bytes + offset);
+  SKV_EACH_OF(line, kTiles) hwy::Prefetch(next + line * 64);
 }
 
 template <bool kBfloat>
@@ -366,17 +370,6 @@ void scan(const FlatJob& job) {
     case IndexKind::kMeanSpreadRuns:
     case IndexKind::kMean:
       return;
-  }
-}
-
-// Neighbours' sums, in place.
-HWY_INLINE void halve(float* values, size_t count) {
-  const Floats df;
-  for (size_t i = 0; i < count; i += kLanes) {
-    const auto low = hn::LoadU(df, values + 2 * i);
-    const auto high = hn::LoadU(df, values + 2 * i + kLanes);
-    hn::StoreU(hn::Add(hn::ConcatEven(df, high, low), hn::ConcatOdd(df, high, low)), df,
-               values + i);
   }
 }
 

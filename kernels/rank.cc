@@ -115,15 +115,18 @@ class Ranking {
   }
 
   void list_blocks(RankRow& row) const {
-    row.block_count = 0;
+    uint32_t* blocks = row.blocks.data();
+    uint32_t* sentences = row.block_sentences.data();
+    uint32_t count = 0;
     for (uint32_t i = 0; i < row.fine_count; ++i) {
       const uint32_t sentence = row.sentences[i];
       const RankSentence& at = view_.sentences[sentence];
       for (uint32_t block = 0; block < at.block_count; ++block) {
-        row.blocks[row.block_count] = at.first_block + block;
-        row.block_sentences[row.block_count++] = sentence;
+        blocks[count] = at.first_block + block;
+        sentences[count++] = sentence;
       }
     }
+    row.block_count = count;
   }
 
   // Fills fine_max [query][fine sentence] and block_sums [query][block] of every row. A sentence
@@ -200,7 +203,8 @@ class Ranking {
   void score(uint32_t row_index) {
     RankRow& row = s_.rows[row_index];
     const uint32_t fine_padded = padded_to_16(row.fine_count);
-    std::fill_n(row.scores.data(), row.block_count, 0.0F);
+    float* scores = row.scores.data();
+    std::fill_n(scores, row.block_count, 0.0F);
     row.skipped_mass = 0.0F;
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       float* fine_max = row.fine_max.data() + size_t{q} * fine_padded;
@@ -224,12 +228,16 @@ class Ranking {
       for (uint32_t i = 0; i < row.fine_count; ++i) {
         const float share = s_.weights[i] * factor;
         const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
-        for (; block < end; ++block) reduce_into(row.scores[block], sums[block] * share);
+        if (options_.reduction == RankReduction::kMean) {
+          for (; block < end; ++block) scores[block] = scores[block] + sums[block] * share;
+        } else {
+          for (; block < end; ++block) scores[block] = std::max(scores[block], sums[block] * share);
+        }
       }
     }
     if (options_.reduction == RankReduction::kMax) return;
     const float group = 1.0F / static_cast<float>(query_.query_count);
-    for (uint32_t block = 0; block < row.block_count; ++block) row.scores[block] *= group;
+    for (uint32_t block = 0; block < row.block_count; ++block) scores[block] *= group;
     row.skipped_mass *= group;
   }
 

@@ -130,6 +130,17 @@ HWY_INLINE FloatVector exp2_of_lanes(FloatVector x) {
   return hn::IfThenElseZero(counts, hn::Mul(p, hn::BitCast(df, exponent)));
 }
 
+// Neighbours' sums, in place. Reads and writes up to the next multiple of kLanes of them.
+HWY_INLINE void halve(float* values, size_t count) {
+  const Floats df;
+  for (size_t i = 0; i < count; i += kLanes) {
+    const auto low = hn::LoadU(df, values + 2 * i);
+    const auto high = hn::LoadU(df, values + 2 * i + kLanes);
+    hn::StoreU(hn::Add(hn::ConcatEven(df, high, low), hn::ConcatOdd(df, high, low)), df,
+               values + i);
+  }
+}
+
 #endif  // SKV_RANK_VECTORS
 
 }  // namespace

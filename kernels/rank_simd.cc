@@ -140,6 +140,8 @@ HWY_INLINE FloatVector residuals_of(WordVector words, WordVector shifts) {
 }
 
 constexpr size_t run_of_lane(size_t lane) { return lane / 2 + 8 * (lane % 2); }
+alignas(64) constexpr int32_t kLaneOfRun[16] = {0, 2, 4, 6, 8, 10, 12, 14,
+                                                1, 3, 5, 7, 9, 11, 13, 15};
 
 // Adds up kQueries queries over one part of kTiles tiles; logits go to `logits`
 // [query][kSentenceTokensMax], in order of runs. The last tile's rows may be shorter.
@@ -175,11 +177,16 @@ HWY_INLINE void fine_part(const FineJob& job,
   SKV_EACH_QUERY(q) {
     const float mean_dot = job.mean_dots[(first_query + q) * job.mean_stride];
     SKV_EACH_OF(t, kTiles) {
-      float lanes[kLanes];
-      hn::StoreU(cleaned(hn::Add(dots[q * kTiles + t], hn::Set(df, mean_dot))), df, lanes);
+      const auto logit = cleaned(hn::Add(dots[q * kTiles + t], hn::Set(df, mean_dot)));
       float* to = logits + q * kSentenceTokensMax + t * kTileRuns;
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+      if constexpr (kLanes == 16) {
+        hn::StoreU(hn::TableLookupLanes(logit, hn::SetTableIndices(df, kLaneOfRun)), df, to);
+      } else {
+        float lanes[kLanes];
+        hn::StoreU(logit, df, lanes);
+        for (size_t lane = 0; lane < kLanes; ++lane) {
+          to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+        }
       }
     }
   }
@@ -205,10 +212,7 @@ void finish_sentence(const FineJob& job, uint32_t query, float* logits) {
   }
   float* sums = job.block_sums + query * job.sum_stride;
   uint32_t count = job.runs;
-  for (uint32_t width = job.runs_per_block; width > 1; width /= 2) {
-    count /= 2;
-    for (uint32_t i = 0; i < count; ++i) logits[i] = logits[2 * i] + logits[2 * i + 1];
-  }
+  for (uint32_t width = job.runs_per_block; width > 1; width /= 2) halve(logits, count /= 2);
   for (uint32_t block = 0; block < count; ++block) sums[block] = logits[block] * job.run_tokens;
 }
 
@@ -243,9 +247,12 @@ void fine(const FineJob& job) {
   const auto* codes = reinterpret_cast<const uint8_t*>(job.fine);
   // k_dim is a multiple of 8; a vector of 16 may write 8 floats into the next query's row, which
   // comes after it, or past the last row, which has room (RankScratch::reserve).
-  for (uint32_t q = 0; q < job.query_count; ++q) {
-    for (size_t d = 0; d < job.k_dim; d += kLanes) {
-      const auto scale = hn::Mul(m, code_factors(codes + d));
+  //
+  // Descending, so that what is written past a row's end is written again, by its owner, after it.
+  for (size_t d = (job.k_dim - 1) / kLanes * kLanes + kLanes; d != 0;) {
+    d -= kLanes;
+    const auto scale = hn::Mul(m, code_factors(codes + d));
+    for (uint32_t q = 0; q < job.query_count; ++q) {
       const size_t at = size_t{q} * job.k_dim + d;
       hn::StoreU(hn::Mul(hn::LoadU(df, job.query + at), scale), df, job.query_scale + at);
     }

@@ -10,7 +10,7 @@ packages=(
   libuv1-dev libboost-dev liburing-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libcli11-dev
   libxxhash-dev libssl-dev libhwy-dev libsystemd-dev nlohmann-json3-dev
   # tests, checks
-  libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev
+  libgtest-dev libgmock-dev librapidcheck-dev
   clang clang-format clang-tidy libclang-rt-14-dev systemd
   # Python package, engine (libicu-dev: PyICU is compiled when the virtual environment is made)
   python3 python3-dev python3-venv python3-numpy libicu-dev

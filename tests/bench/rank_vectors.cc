@@ -16,6 +16,8 @@ namespace skv::bench {
 namespace {
 
 constexpr uint32_t kBlockTokens = 4;
+// Pages are laid out as a model's with so many heads; only the first is filled and ranked.
+constexpr uint16_t kHeads = 8;
 
 struct Vectors {
   uint32_t kind = 0;
@@ -47,7 +49,7 @@ std::unique_ptr<VectorPages> pages_of(const Vectors& from) {
   model.weights_id = "vectors";
   model.block_tokens = kBlockTokens;
   LayerDescriptor layer;
-  layer.kv_heads = 1;
+  layer.kv_heads = kHeads;
   layer.queries_per_kv_head = 1;
   layer.k_dim = layer.v_dim = static_cast<uint16_t>(from.dim);
   model.layers.push_back(layer);
@@ -65,7 +67,8 @@ std::unique_ptr<VectorPages> pages_of(const Vectors& from) {
   for (uint32_t first = 0; first < from.count; first += 16) {
     rows.blocks =
         reinterpret_cast<const std::byte*>(from.vectors.data() + size_t{first} * from.dim);
-    derive_record(rows, layout.index(), nullptr, blob, scratch);
+    derive_record(rows, layout.index(), nullptr, std::span(blob).first(layout.record(0, 16).bytes),
+                  scratch);
     pages->append(16, blob);
   }
   return pages;
