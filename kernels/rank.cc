@@ -157,6 +157,7 @@ class Ranking {
         job.sentence_max = row.fine_max.data() + at.fine++;
         job.sum_stride = row.block_count;
         job.block_sums = row.block_sums.data() + at.block;
+        job.next = at.fine < row.fine_count ? fine_bytes(row.sentences[at.fine]) : job.fine;
         ops_.fine(job);
         at.block += view_.sentences[sentence].block_count;
       }
@@ -173,7 +174,6 @@ class Ranking {
     job.query_scale = s_.query_scale.data();
     job.mean_stride = sentences_padded_;
     const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view_.kind, view_.k_dim);
-    const RankSentence& at = view_.sentences[sentence];
     const std::byte* area = view_.pages[sentence / kPageSentences] + view_.area_offset;
     const uint32_t in_page = sentence % kPageSentences;
     uint16_t scale_m = 0;
@@ -181,11 +181,17 @@ class Ranking {
                 area + size_t{in_page / kTileSentences} * tile_bytes +
                     RankAreaLayout::scale_m(view_.k_dim) + size_t{in_page % kTileSentences} * 2,
                 sizeof scale_m);
-    job.fine =
-        area + RankAreaLayout::fine(view_.kind, view_.k_dim) + size_t{view_.k_dim} * at.fine_unit;
+    job.fine = fine_bytes(sentence);
     job.scale_m = half_to_float(scale_m);
-    job.runs = run_count(at.block_count, view_.block_tokens, view_.run_tokens);
+    job.runs =
+        run_count(view_.sentences[sentence].block_count, view_.block_tokens, view_.run_tokens);
     return job;
+  }
+
+  const std::byte* fine_bytes(uint32_t sentence) const {
+    return view_.pages[sentence / kPageSentences] + view_.area_offset +
+           RankAreaLayout::fine(view_.kind, view_.k_dim) +
+           size_t{view_.k_dim} * view_.sentences[sentence].fine_unit;
   }
 
   // kMean: every token of a sentence weighs as its mean does.

@@ -27,6 +27,7 @@ struct CoarseJob {
 // The runs of one sentence.
 struct FineJob {
   const std::byte* fine = nullptr;  // scale codes, then tiles
+  const std::byte* next = nullptr;  // what is read after this sentence: asked for on the way
   float scale_m = 0.0F;
   uint32_t k_dim = 0;
   uint32_t runs = 0;

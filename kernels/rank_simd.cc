@@ -3,6 +3,7 @@
 // the same operations in the same order, only several lanes at a time.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/rank_simd.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
 
@@ -159,7 +160,10 @@ HWY_INLINE void fine_part(const FineJob& job,
   const auto shifts = nibble_shifts(part);
   FloatVector dots[kQueries * kTiles];
   SKV_EACH_OF(i, kQueries * kTiles) dots[i] = hn::Zero(df);
+  // As far into the next sentence as this is into its own.
+  const std::byte* next = job.next + (tile - job.fine);
   for (size_t d = 0; d < k_dim; ++d) {
+    if (d % 4 == 0) hwy::Prefetch(next + d * kTiles * (kTileRuns / 2));
     FloatVector residuals[kTiles];
     SKV_EACH_OF(t, kTiles) {
       const size_t row_bytes = t + 1 < kTiles ? kTileRuns / 2 : last_row_bytes;

@@ -44,6 +44,8 @@ ModelDescriptor model_of(const RankShape& shape) {
   layer.k_dim = layer.v_dim = static_cast<uint16_t>(shape.k_dim);
   layer.softmax_scale = 0.0883883476F;
   model.layers.push_back(layer);
+  // Pages as large as a model's, so that they lie in huge pages of memory; not filled, not ranked.
+  if (!is_flat(shape.kind)) model.layers.push_back(layer);
   return model;
 }
 
@@ -224,7 +226,8 @@ std::unique_ptr<VectorPages> topical_pages(const RankShape& shape, uint32_t toke
         keys[size_t{token} * shape.k_dim + d] = topic[d] + local[d];
       }
     }
-    derive_into(shape, layout, blocks, keys, blob, scratch);
+    derive_into(shape, layout, blocks, keys, std::span(blob).first(layout.record(0, blocks).bytes),
+                scratch);
     pages->append(blocks, blob);
   }
   return pages;
