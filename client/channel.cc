@@ -1,5 +1,7 @@
 #include "client/channel.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -137,7 +139,18 @@ Result<void> ThreadChannel::send(uint32_t place, SubmissionEntry entry) {
   return {};
 }
 
+// A ring takes entries also when nobody serves it any more. Asked before a request is sent, the
+// socket knows, and a request that was not sent may be tried again on a new connection.
+Result<void> ThreadChannel::check_served() const {
+  pollfd socket{connection_->socket(), POLLRDHUP, 0};
+  if (::poll(&socket, 1, 0) <= 0) return {};
+  const Error gone{ErrorCode::kDisconnected, "the daemon closed the connection"};
+  connection_->end(gone);
+  return gone;
+}
+
 Result<bool> ThreadChannel::submit(const OperationPtr& operation, std::span<const uint8_t> frame) {
+  SKV_CHECK_OK(check_served());
   std::unique_lock lock(mutex_);
   uint32_t place = free_place(0, kRequestPlaces);
   if (place == kRequestPlaces && !watching_) {

@@ -73,6 +73,7 @@ class ThreadChannel : public std::enable_shared_from_this<ThreadChannel> {
                                                      uint64_t query_place_bytes,
                                                      Deadline deadline);
   std::span<std::byte> argument(uint32_t place) const;
+  Result<void> check_served() const;
   uint32_t free_place(uint32_t first, uint32_t end) const;
   Result<void> send(uint32_t place, SubmissionEntry entry);
   // Waits for a place, fills it, submits.

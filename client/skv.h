@@ -18,9 +18,9 @@
  *         they are zero. Of an output struct, `size` bytes at most are written. Reserved: zero.
  * Threads every function may be called from any thread at any time, also with one handle from
  *         several; calls on one context are served one after another. The library starts no thread
- *         and installs no signal handler. Each thread that calls skv_prefetch has one submission
+ *         and installs no signal handler. Each thread that prefetches, puts or loads has one
  *         channel per session, taken on its first call and given back when the thread exits;
- *         64 per session, SKV_E_TOO_LARGE beyond.
+ *         64 per session. Beyond, a prefetch is SKV_E_TOO_LARGE, the rest goes by the socket.
  * Blocks  a call that talks to the daemon blocks until the answer is there, at most its timeout
  *         (skv_session_options::call_timeout_ms unless the function takes one). The others do not
  *         block.

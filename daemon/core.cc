@@ -117,6 +117,18 @@ void Core::finish_session(SessionId id) {
     }
   }
   session->loans.clear();
+  for (const auto& [uid, put] : session->puts) {
+    for (const ChunkLease& chunk : put.leases) {
+      placement.release(chunk);
+    }
+  }
+  session->puts.clear();
+  for (const auto& [uid, chunks] : session->revoked) {
+    for (const ChunkLease& chunk : chunks) {
+      placement.release(chunk);
+    }
+  }
+  session->revoked.clear();
   for (const std::shared_ptr<Gather>& gather : session->gathers) {
     for (size_t i = 0; i < gather->came.size(); ++i) {
       if (gather->came[i]) {

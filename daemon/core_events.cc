@@ -120,6 +120,18 @@ struct Handler {
 
   void operator()(Touched& event) const { core.placement.touch(event.sentences); }
 
+  void operator()(PutRevoked& event) const {
+    Session* const session = core.find_session(event.session);
+    if (session == nullptr) {
+      return;
+    }
+    if (const auto ended = session->revoked.extract(event.uid); !ended.empty()) {
+      for (const ChunkLease& lease : ended.mapped()) {
+        core.placement.release(lease);
+      }
+    }
+  }
+
   void operator()(TaskDone& event) const {
     const Session* const session = core.find_session(event.session);
     const bool lives = session != nullptr && session->state != SessionState::kEnding;

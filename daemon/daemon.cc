@@ -381,7 +381,6 @@ void Daemon::on_gone(SessionId id) {
   session->state = SessionState::kEnding;
   placement_->end_session(id);
   feeds_->leases_ended(id);
-  session->puts.clear();
   if (session->space == nullptr) {  // never said hello: the data thread does not know it
     loop_.post([this, id] { core_->finish_session(id); });
     return;

@@ -40,10 +40,9 @@ struct ClientMemory {
 // A sentence that this session is putting.
 struct OpenPut {
   ContextId context{};
-  std::vector<bool> layers;  // written, or being written by a copy that was posted
-  uint32_t copies = 0;       // in flight
-  bool committing = false;   // no more writes
-  VectorsBlob vectors;       // of vectors_put before the commit
+  bool committing = false;         // the data thread seals it
+  VectorsBlob vectors;             // of vectors_put before the commit
+  std::vector<ChunkLease> leases;  // on its extents, while the data thread may write them
 };
 
 struct OpenedWindow {
@@ -89,6 +88,8 @@ struct Session {
   std::map<WindowId, OpenedWindow> windows;
   std::map<LeaseId, std::vector<ChunkLease>> loans;
   std::unordered_map<SentenceUid, OpenPut> puts;
+  // Of puts that ended, until the data thread writes them no more.
+  std::unordered_map<SentenceUid, std::vector<ChunkLease>> revoked;
   std::set<std::shared_ptr<Gather>> gathers;
 };
 

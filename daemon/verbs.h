@@ -60,6 +60,8 @@ void put_reserve(Core& core, Session& session, const PutReserve& message, const 
 void put_write(Core& core, Session& session, const PutWrite& message, const ReplyPtr& reply);
 void put_commit(Core& core, Session& session, const PutCommit& message, const ReplyPtr& reply);
 void put_cancel(Core& core, Session& session, const PutCancel& message, const ReplyPtr& reply);
+// After its commit or cancel: the data thread writes it no more, then its extents are let go.
+void end_put(Core& core, Session& session, SentenceUid uid);
 
 // verbs_vectors.cc
 void vectors_derive(Core& core,

@@ -96,7 +96,7 @@ void context_close(Core& core,
   }
   for (const SentenceUid uid : puts) {
     core.placement.put_cancel(session.id, uid);
-    session.puts.erase(uid);
+    end_put(core, session, uid);
   }
   session.contexts.erase(context->id());
   if (windows.empty()) {

@@ -1,21 +1,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "daemon/data/copy_runner.h"
 #include "daemon/verbs.h"
 
 namespace skv {
 namespace {
-
-// Chunks of `shape` that hold any of the layers.
-struct ChunkRange {
-  uint32_t first = 0;
-  uint32_t count = 0;
-};
-ChunkRange chunks_of(const BodyLayout& layout, const LayerRange& layers) {
-  const uint32_t first = layout.chunk_of(layers.first);
-  return {first, layout.chunk_of(layers.end() - 1) - first + 1};
-}
 
 // The sentence of a context that this session is putting and may still write; null otherwise.
 Sentence* open_sentence(Core& core, Session& session, const Context& context, uint32_t index) {
@@ -27,21 +16,19 @@ Sentence* open_sentence(Core& core, Session& session, const Context& context, ui
   return sentence;
 }
 
-// Leases of all chunks in the range, appended to `leases`; false (and nothing kept) if one is not
-// there.
+// Leases of all chunks of a reserved sentence; false (and nothing kept) if one is not there.
 bool lease_chunks(Core& core,
-                  Session& session,
+                  const Session& session,
                   SentenceUid uid,
-                  const ChunkRange& chunks,
+                  uint32_t chunk_count,
                   std::vector<ChunkLease>& leases) {
-  const size_t before = leases.size();
-  for (uint32_t i = 0; i < chunks.count; ++i) {
-    const std::optional<ChunkLease> lease = core.placement.lease(session.id, uid, chunks.first + i);
+  for (uint32_t chunk = 0; chunk < chunk_count; ++chunk) {
+    const std::optional<ChunkLease> lease = core.placement.lease(session.id, uid, chunk);
     if (!lease.has_value()) {
-      while (leases.size() > before) {
-        core.placement.release(leases.back());
-        leases.pop_back();
+      for (const ChunkLease& kept : leases) {
+        core.placement.release(kept);
       }
+      leases.clear();
       return false;
     }
     leases.push_back(*lease);
@@ -49,22 +36,30 @@ bool lease_chunks(Core& core,
   return true;
 }
 
-std::vector<uint64_t> offsets_of(const std::vector<ChunkLease>& leases, size_t first) {
-  std::vector<uint64_t> offsets;
-  for (size_t i = first; i < leases.size(); ++i) {
-    offsets.push_back(leases[i].host_offset);
-  }
-  return offsets;
-}
-
 uint8_t wire(PutOutcome outcome) { return static_cast<uint8_t>(outcome); }
 
-bool whole(const OpenPut& put) {
-  return put.copies == 0 && !put.committing &&
-         std::all_of(put.layers.begin(), put.layers.end(), [](bool written) { return written; });
+// What a reserved sentence is to the data thread: a place for every chunk.
+GrantPuts::Sentence place_of(uint32_t index,
+                             SentenceUid uid,
+                             SentenceSpan span,
+                             const std::vector<ChunkLease>& leases) {
+  GrantPuts::Sentence sentence{index, uid, {span, {}, {}}};
+  for (const ChunkLease& lease : leases) {
+    sentence.place.extents.push_back(lease.host_offset);
+  }
+  return sentence;
 }
 
 }  // namespace
+
+void end_put(Core& core, Session& session, SentenceUid uid) {
+  auto put = session.puts.extract(uid);
+  if (put.empty()) {
+    return;
+  }
+  session.revoked.emplace(uid, std::move(put.mapped().leases));
+  core.data.post(RevokePuts{session.id, {uid}});
+}
 
 void put_reserve(Core& core, Session& session, const PutReserve& message, const ReplyPtr& reply) {
   const std::shared_ptr<Context> context = context_of(session, message.context, reply);
@@ -80,33 +75,45 @@ void put_reserve(Core& core, Session& session, const PutReserve& message, const 
     request.sentences.push_back(context->describe(core.directory, message.first_sentence + i));
   }
   const SessionId id = session.id;
-  request.done = [&core, id, context, reply](const std::vector<Placement::PutReservation>& made) {
+  request.done = [&core, id, context, first = message.first_sentence,
+                  reply](const std::vector<Placement::PutReservation>& made) {
     Session* const owner = core.find_session(id);
-    if (owner == nullptr) {
+    if (owner == nullptr || owner->state == SessionState::kEnding) {
       return;
     }
     const bool closed = !owner->contexts.contains(context->id());
+    const uint32_t chunk_count = context->model()->layout().chunk_count();
+    GrantPuts grant{id, context->id(), context->space(), context->model()->data, {}};
     PutOutcomes answer;
-    for (const Placement::PutReservation& reservation : made) {
+    for (uint32_t i = 0; i < made.size(); ++i) {
+      const Placement::PutReservation& reservation = made[i];
       answer.outcomes.push_back(wire(reservation.outcome));
       if (reservation.outcome != PutOutcome::kReserved) {
         continue;
       }
-      if (closed) {  // nobody could write it any more
+      const bool known = owner->puts.contains(reservation.uid);  // reserved once more
+      OpenPut& put = owner->puts[reservation.uid];
+      if (!known &&
+          (closed || !lease_chunks(core, *owner, reservation.uid, chunk_count, put.leases))) {
+        owner->puts.erase(reservation.uid);  // nobody could write it any more
         core.placement.put_cancel(id, reservation.uid);
         answer.outcomes.back() = wire(PutOutcome::kCancelled);
         continue;
       }
-      OpenPut put;
       put.context = context->id();
-      put.layers.assign(context->model()->layout().layer_count(), false);
-      owner->puts[reservation.uid] = std::move(put);
+      grant.sentences.push_back(
+          place_of(first + i, reservation.uid, context->sentence(first + i).span, put.leases));
+    }
+    if (!grant.sentences.empty()) {
+      core.data.post(std::move(grant));
     }
     reply->ok(answer);
   };
   core.placement.put_reserve(std::move(request));
 }
 
+// By the socket, or by a channel before its grant was seen: checked here so that what is wrong is
+// named, done by the data thread as any other.
 void put_write(Core& core, Session& session, const PutWrite& message, const ReplyPtr& reply) {
   const std::shared_ptr<Context> context = context_of(session, message.context, reply);
   const LayerRange layers{message.first_layer, message.layer_count};
@@ -115,113 +122,37 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
       !check_layers(*context, layers, reply)) {
     return;
   }
-  const ClientMemory* memory = memory_of(session, message.source.memory, reply);
-  if (memory == nullptr) {
+  if (memory_of(session, message.source.memory, reply) == nullptr) {
     return;
   }
-  const BodyLayout& layout = context->model()->layout();
-  const ChunkRange chunks = chunks_of(layout, layers);
-
-  CopyTask copy;
-  std::vector<ChunkLease> leases;
-  std::vector<SentenceUid> uids;
-  for (uint32_t i = 0; i < message.sentence_count; ++i) {
-    const uint32_t index = message.first_sentence + i;
-    const Sentence* sentence = open_sentence(core, session, *context, index);
-    if (sentence == nullptr || session.puts[sentence->uid].committing) {
-      continue;
-    }
-    const SentenceSpan& span = context->sentence(index).span;
-    const Result<void> inside = check_view(message.source, memory->bytes, layout, layers, span);
-    const size_t first_lease = leases.size();
-    if (!inside.ok() || !lease_chunks(core, session, sentence->uid, chunks, leases)) {
-      for (const ChunkLease& lease : leases) {
-        core.placement.release(lease);
-      }
-      reply->error(inside.ok() ? Error{ErrorCode::kInternal, "a reserved chunk has no extent"}
-                               : inside.error());
-      return;
-    }
-    copy.sentences.push_back({span, offsets_of(leases, first_lease), {}});
-    uids.push_back(sentence->uid);
-  }
-  if (uids.empty()) {
-    reply->ok();
-    return;
-  }
-  // Copies of one session run in the order in which they were posted, so a chunk is whole after the
-  // last of them, and that one is asked for its checksum.
-  for (size_t i = 0; i < uids.size(); ++i) {
-    OpenPut& put = session.puts[uids[i]];
-    ++put.copies;
-    std::fill_n(put.layers.begin() + layers.first, layers.count, true);
-    for (uint32_t c = 0; c < chunks.count; ++c) {
-      const LayerRange of = layout.chunk_layers(chunks.first + c);
-      if (std::all_of(put.layers.begin() + of.first, put.layers.begin() + of.end(),
-                      [](bool written) { return written; })) {
-        copy.sentences[i].checksum_chunks.push_back(chunks.first + c);
-      }
-    }
-  }
-  const SessionId id = session.id;
-  copy.task = core.tasks.begin(id, std::move(leases), [&core, id, uids, reply](TaskDone& done) {
-    Session* const owner = core.find_session(id);
-    if (owner == nullptr) {
-      return;
-    }
-    for (const SentenceUid uid : uids) {
-      if (const auto put = owner->puts.find(uid); put != owner->puts.end()) {
-        --put->second.copies;
-        if (!done.status.ok()) {  // what it holds is not known: it cannot be committed
-          core.placement.put_cancel(id, uid);
-          owner->puts.erase(put);
-        }
-      }
-    }
-    if (!done.status.ok()) {
+  WritePuts write;
+  write.session = session.id;
+  write.message = message;
+  write.task = core.tasks.begin(session.id, {}, [reply](TaskDone& done) {
+    if (done.status.ok()) {
+      reply->ok();
+    } else {
       reply->error(done.status.error());
-      return;
     }
-    for (const TaskDone::Sum& sum : done.sums) {
-      if (sum.sentence < uids.size() && owner->puts.contains(uids[sum.sentence])) {
-        core.placement.chunk_written(uids[sum.sentence], sum.chunk, sum.sum);
-      }
-    }
-    reply->ok();
   });
-  copy.session = id;
-  copy.space = context->space();
-  copy.direction = CopyDirection::kPut;
-  copy.model = context->model()->data;
-  copy.hold = memory->mapping;
-  copy.memory = memory->mapping->data();
-  copy.memory_bytes = memory->bytes;
-  copy.view = message.source;
-  copy.layers = layers;
-  core.data.post(std::move(copy));
+  core.data.post(std::move(write));
 }
 
 namespace {
 
-// Commits one sentence whose vectors are there (or null), and forgets the put if that ended it.
-PutOutcome commit_one(Core& core, Session& session, SentenceUid uid, VectorsBlob vectors) {
-  const PutOutcome outcome = core.placement.put_commit(session.id, uid, std::move(vectors));
-  if (outcome == PutOutcome::kIncomplete) {
-    if (const auto put = session.puts.find(uid); put != session.puts.end()) {
-      put->second.committing = false;
-    }
-  } else {
-    session.puts.erase(uid);
+// Commits one sentence that is whole, with its vectors (or null).
+PutOutcome commit_one(Core& core,
+                      Session& session,
+                      SentenceUid uid,
+                      const TaskDone::Put& written,
+                      VectorsBlob vectors) {
+  for (const TaskDone::Sum& sum : written.sums) {
+    core.placement.chunk_written(uid, sum.chunk, sum.sum);
   }
+  const PutOutcome outcome = core.placement.put_commit(session.id, uid, std::move(vectors));
+  end_put(core, session, uid);
   return outcome;
 }
-
-struct Derivation {
-  std::vector<size_t> outcome_index;  // by sentence of the task
-  std::vector<SentenceUid> uids;
-  std::vector<ChunkLease> leases;
-  DeriveTask task;
-};
 
 }  // namespace
 
@@ -235,75 +166,66 @@ void put_commit(Core& core, Session& session, const PutCommit& message, const Re
     reply->error({ErrorCode::kInvalidArgument, "derive_vectors is not 0 or 1"});
     return;
   }
-  const BodyLayout& layout = context->model()->layout();
   auto answer = std::make_shared<PutOutcomes>();
-  Derivation derive;
+  std::vector<size_t> at;  // of each put that is sealed, in the answer
+  SealPuts seal;
   for (uint32_t i = 0; i < message.sentence_count; ++i) {
-    const uint32_t index = message.first_sentence + i;
-    Sentence* const sentence = open_sentence(core, session, *context, index);
+    const Sentence* const sentence =
+        open_sentence(core, session, *context, message.first_sentence + i);
     if (sentence == nullptr) {
       answer->outcomes.push_back(wire(PutOutcome::kNotReserved));
       continue;
     }
+    answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
     OpenPut& put = session.puts[sentence->uid];
-    if (!whole(put)) {
-      answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
+    if (put.committing) {
       continue;
     }
     put.committing = true;
-    if (message.derive_vectors == 0 || put.vectors != nullptr) {
-      answer->outcomes.push_back(
-          wire(commit_one(core, session, sentence->uid, std::move(put.vectors))));
-      continue;
-    }
-    const size_t first_lease = derive.leases.size();
-    if (!lease_chunks(core, session, sentence->uid, {0, layout.chunk_count()}, derive.leases)) {
-      put.committing = false;
-      answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
-      continue;
-    }
-    derive.outcome_index.push_back(answer->outcomes.size());
-    answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
-    derive.uids.push_back(sentence->uid);
-    derive.task.sentences.push_back(
-        {context->sentence(index).span, offsets_of(derive.leases, first_lease), {}});
+    at.push_back(i);
+    seal.puts.push_back({sentence->uid, message.derive_vectors != 0 && put.vectors == nullptr});
   }
-  if (derive.uids.empty()) {
-    core.feeds.run_pending();
+  if (seal.puts.empty()) {
     reply->ok(*answer);
     return;
   }
   const SessionId id = session.id;
-  derive.task.task = core.tasks.begin(
-      id, std::move(derive.leases),
-      [&core, id, answer, reply, uids = derive.uids, at = derive.outcome_index](TaskDone& done) {
+  seal.session = id;
+  seal.index = context->index();
+  seal.task = core.tasks.begin(
+      id, {}, [&core, id, answer, reply, at = std::move(at), puts = seal.puts](TaskDone& done) {
         Session* const owner = core.find_session(id);
         if (owner == nullptr) {
           return;
         }
-        const bool derived = done.status.ok() && done.vectors.size() == uids.size();
-        for (size_t i = 0; i < uids.size(); ++i) {
-          if (derived) {
-            answer->outcomes[at[i]] =
-                wire(commit_one(core, *owner, uids[i], std::move(done.vectors[i])));
-          } else if (const auto put = owner->puts.find(uids[i]); put != owner->puts.end()) {
+        size_t next = 0;  // of done.vectors
+        for (size_t i = 0; i < puts.size(); ++i) {
+          const SentenceUid uid = puts[i].uid;
+          const auto put = owner->puts.find(uid);
+          const bool derived = puts[i].derive && done.puts[i].whole;
+          const size_t vectors = derived ? next++ : 0;
+          if (put == owner->puts.end()) {  // cancelled meanwhile
+            answer->outcomes[at[i]] = wire(PutOutcome::kCancelled);
+          } else if (!done.puts[i].whole) {
             put->second.committing = false;
+          } else if (!done.status.ok() || (derived && vectors >= done.vectors.size())) {
+            core.placement.put_cancel(id, uid);  // sealed, and without vectors
+            end_put(core, *owner, uid);
+          } else {
+            VectorsBlob blob =
+                derived ? std::move(done.vectors[vectors]) : std::move(put->second.vectors);
+            answer->outcomes[at[i]] =
+                wire(commit_one(core, *owner, uid, done.puts[i], std::move(blob)));
           }
         }
-        if (!derived) {
-          reply->error(done.status.ok()
-                           ? Error{ErrorCode::kInternal, "vectors are missing after derivation"}
-                           : done.status.error());
-          return;
-        }
         core.feeds.run_pending();
-        reply->ok(*answer);
+        if (done.status.ok()) {
+          reply->ok(*answer);
+        } else {
+          reply->error(done.status.error());
+        }
       });
-  derive.task.session = id;
-  derive.task.space = context->space();
-  derive.task.model = context->model()->data;
-  derive.task.index = context->index();
-  core.data.post(std::move(derive.task));
+  core.data.post(std::move(seal));
 }
 
 void put_cancel(Core& core, Session& session, const PutCancel& message, const ReplyPtr& reply) {
@@ -321,7 +243,7 @@ void put_cancel(Core& core, Session& session, const PutCancel& message, const Re
     }
     const SentenceUid uid = sentence->uid;
     answer.outcomes.push_back(wire(core.placement.put_cancel(session.id, uid)));
-    session.puts.erase(uid);
+    end_put(core, session, uid);
   }
   reply->ok(answer);
 }

@@ -27,8 +27,14 @@ uint32_t open_sessions(const Core& core) {
       [](const auto& entry) { return entry.second->state != SessionState::kGreeting; }));
 }
 
+// The data thread writes from it without asking again.
+void add_memory(Core& core, Session& session, MemoryId id, ClientMemory memory) {
+  core.data.post(GrantMemory{session.id, id, memory.mapping, memory.mapping->data(), memory.bytes});
+  session.memories[id] = std::move(memory);
+}
+
 // Staging of this session, as memory 0. Returns the client's descriptor.
-Result<UniqueFd> make_staging(const Core& core, Session& session) {
+Result<UniqueFd> make_staging(Core& core, Session& session) {
   const uint64_t bytes = core.config.session_staging_bytes;
   Result<UniqueFd> fd = create_shared_memory("skv-staging", bytes);
   if (!fd.ok()) {
@@ -39,8 +45,8 @@ Result<UniqueFd> make_staging(const Core& core, Session& session) {
   if (!mapped.ok()) {
     return mapped.error();
   }
-  session.memories[MemoryId{0}] =
-      ClientMemory{std::make_shared<MappedMemory>(std::move(mapped).value()), bytes, true};
+  add_memory(core, session, MemoryId{0},
+             {std::make_shared<MappedMemory>(std::move(mapped).value()), bytes, true});
   return fd;
 }
 
@@ -189,12 +195,12 @@ void memory_register(Core& core,
   }
   const auto id = core.next_id<MemoryId>();
   session.memory_bytes += bytes;
-  session.memories[id] =
-      ClientMemory{std::make_shared<MappedMemory>(std::move(mapped).value()), bytes, writable};
+  add_memory(core, session, id,
+             {std::make_shared<MappedMemory>(std::move(mapped).value()), bytes, writable});
   reply->ok(MemoryRegisterReply{raw(id)});
 }
 
-void memory_unregister(Core&,
+void memory_unregister(Core& core,
                        Session& session,
                        const MemoryUnregister& message,
                        const ReplyPtr& reply) {
@@ -208,6 +214,7 @@ void memory_unregister(Core&,
   }
   session.memory_bytes -= memory->bytes;
   session.memories.erase(MemoryId{message.memory});
+  core.data.post(RevokeMemory{session.id, MemoryId{message.memory}});
   reply->ok();
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "ipc/codec.h"
 #include "ipc/types/check.h"
 
 namespace skv {
@@ -59,8 +60,13 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
                  SKV_CHECK(arena != arenas_.end(), "a task's space has an arena");
                  return arena->second;
                },
-               [this](TaskDone done) { emit(std::move(done)); }},
-              counters) {
+               [this](TaskDone done) {
+                 if (!puts_.copied(done)) emit(std::move(done));
+               }},
+              counters),
+      puts_({[this](CopyTask task) { copies_.add(std::move(task)); },
+             [this](DeriveTask task) { copies_.add(std::move(task)); },
+             [this](DataEvent event) { emit(std::move(event)); }}) {
   DataCounters::set(counters_.device_bytes_budget, pool_.budget_bytes());
 }
 
@@ -265,23 +271,56 @@ Result<void> DataCore::accept_request(ChannelId id, Channel& channel, uint64_t n
   ChannelRequest request{channel.session, id, number, {}};
   request.frame.resize(entry.argument_bytes);
   channel.ring.copy_argument(entry, 0, std::as_writable_bytes(std::span(request.frame)));
-  emit(std::move(request));
+  if (!write(id, channel, number, request.frame)) emit(std::move(request));
   return {};
 }
 
-void DataCore::on(ChannelReply& command) {
-  const auto found = channels_.find(command.channel);
+bool DataCore::write(ChannelId id,
+                     const Channel& channel,
+                     uint64_t number,
+                     std::span<const uint8_t> frame) {
+  const Result<FrameHeader> header = decode_header(frame);
+  if (!header.ok() || header.value().verb != static_cast<uint16_t>(Verb::kPutWrite) ||
+      header.value().is_reply != 0 || header.value().fd_count != 0) {
+    return false;
+  }
+  const Result<PutWrite> message = decode_body<PutWrite>(frame.subspan(sizeof(FrameHeader)));
+  if (!message.ok() || !puts_.knows(channel.session, message.value())) return false;
+  puts_.write(channel.session, message.value(),
+              [this, id, number, request = header.value()](const Result<void>& status) {
+                reply(id, number,
+                      status.ok() ? encode_reply(request, Empty{})
+                                  : encode_error_reply(request, status.error()));
+              });
+  return true;
+}
+
+void DataCore::on(WritePuts& command) {
+  puts_.write(command.session, command.message,
+              [this, task = command.task, session = command.session](const Result<void>& status) {
+                TaskDone done;
+                done.task = task;
+                done.session = session;
+                done.status = status;
+                emit(std::move(done));
+              });
+}
+
+void DataCore::on(ChannelReply& command) { reply(command.channel, command.request, command.frame); }
+
+void DataCore::reply(ChannelId id, uint64_t number, std::span<const uint8_t> frame) {
+  const auto found = channels_.find(id);
   if (found == channels_.end()) return;  // closed meanwhile
   Channel& channel = found->second;
-  const uint64_t place = command.request & 0xFF;
+  const uint64_t place = number & 0xFF;
   Submission& submission = channel.submissions[place];
-  SKV_CHECK((channel.places_used >> place & 1) != 0 && submission.use == command.request >> 8,
+  SKV_CHECK((channel.places_used >> place & 1) != 0 && submission.use == number >> 8,
             "a request by channel is answered once");
-  if (command.frame.size() > submission.entry.reply_bytes_max) {
+  if (frame.size() > submission.entry.reply_bytes_max) {
     submission.result.status = static_cast<int32_t>(ErrorCode::kTooLarge);
   } else {
-    channel.ring.write_argument(submission.entry, std::as_bytes(std::span(command.frame)));
-    submission.result.reply_bytes = static_cast<uint32_t>(command.frame.size());
+    channel.ring.write_argument(submission.entry, std::as_bytes(frame));
+    submission.result.reply_bytes = static_cast<uint32_t>(frame.size());
   }
   complete(channel, submission);
 }

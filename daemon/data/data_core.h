@@ -13,6 +13,7 @@
 #include "daemon/data/data_thread.h"
 #include "daemon/data/feed.h"
 #include "daemon/data/prefetch_runner.h"
+#include "daemon/data/put_table.h"
 #include "daemon/data/residency.h"
 #include "daemon/data/statistics.h"
 #include "daemon/data/window.h"
@@ -95,6 +96,12 @@ class DataCore {
   void on(Withdraw& command);
   void on(OpenWindow& command);
   void on(CloseWindow& command);
+  void on(GrantMemory& command) { puts_.grant(command); }
+  void on(RevokeMemory& command) { puts_.revoke(command); }
+  void on(GrantPuts& command) { puts_.grant(command); }
+  void on(RevokePuts& command) { puts_.revoke(command); }
+  void on(WritePuts& command);
+  void on(SealPuts& command) { puts_.seal(command); }
   void on(CopyTask& command) { copies_.add(std::move(command)); }
   void on(DeriveTask& command) { copies_.add(std::move(command)); }
   void on(CopyVectorsTask& command) { copies_.add(std::move(command)); }
@@ -107,6 +114,9 @@ class DataCore {
   bool take_from(ChannelId id, Channel& channel);
   void accept(ChannelId id, Channel& channel, const SubmissionEntry& entry);
   Result<void> accept_request(ChannelId id, Channel& channel, uint64_t number);
+  // A put_write of what was granted: served here, without the loop.
+  bool write(ChannelId id, const Channel& channel, uint64_t number, std::span<const uint8_t> frame);
+  void reply(ChannelId id, uint64_t number, std::span<const uint8_t> frame);
   Result<void> accept_rows(ChannelId id, Channel& channel, uint64_t number);
   Result<std::shared_ptr<Window>> window_of_row(const Channel& channel,
                                                 const SubmissionEntry& entry,
@@ -137,6 +147,7 @@ class DataCore {
   std::set<SessionId> closing_sessions_;
   PrefetchRunner prefetches_;
   CopyRunner copies_;
+  PutTable puts_;
   std::unordered_map<uint64_t, WindowId> creating_;                   // by pool ticket
   std::map<std::pair<SpaceId, bool>, std::vector<ChunkRef>> needed_;  // by (space, urgent)
   uint64_t next_ticket_ = 1;

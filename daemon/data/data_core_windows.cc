@@ -135,6 +135,7 @@ void DataCore::on(CloseSession& command) {
     prefetches_.abort(*window, ErrorCode::kOk);
   }
   copies_.drop(command.session);
+  puts_.drop(command.session);
 }
 
 void DataCore::finish_closing() {

@@ -176,6 +176,63 @@ struct CopyTask {
   std::vector<SentenceExtents> sentences;
 };
 
+// ---- puts: what a session may write without asking, and the end of that (daemon/data/put_table.h)
+
+// Tasks that the data thread makes itself are numbered from here on.
+inline constexpr uint64_t kOwnTasks = uint64_t{1} << 63;
+
+// A memory that the session registered. `data` stays mapped while `hold` is held.
+struct GrantMemory {
+  SessionId session{};
+  MemoryId memory{};
+  std::shared_ptr<void> hold;
+  std::byte* data = nullptr;
+  uint64_t bytes = 0;
+};
+struct RevokeMemory {  // copies that run hold the mapping
+  SessionId session{};
+  MemoryId memory{};
+};
+// Sentences that the session has reserved, by their place in a context; all their extents are
+// leased until PutRevoked.
+struct GrantPuts {
+  struct Sentence {
+    uint32_t index = 0;  // in the context
+    SentenceUid uid{};
+    SentenceExtents place;  // every chunk
+  };
+  SessionId session{};
+  ContextId context{};
+  SpaceId space{};
+  DataModelPtr model;
+  std::vector<Sentence> sentences;
+};
+// Answer: one PutRevoked each, once no copy into it runs.
+struct RevokePuts {
+  SessionId session{};
+  std::vector<SentenceUid> uids;
+};
+// A put_write that did not come by a channel, or named what was not granted there yet. Answer:
+// TaskDone.
+struct WritePuts {
+  TaskId task{};
+  SessionId session{};
+  PutWrite message;
+};
+// What is whole once the copies that were begun have ended takes no more writes; the rest stays
+// open. Answer: TaskDone with `puts`, and with vectors of those that are whole and to be derived,
+// in order.
+struct SealPuts {
+  struct Put {
+    SentenceUid uid{};
+    bool derive = false;
+  };
+  TaskId task{};
+  SessionId session{};
+  IndexDescriptor index;  // of what is derived
+  std::vector<Put> puts;
+};
+
 // Vectors of whole sentences from their extents (all chunks).
 struct DeriveTask {
   TaskId task{};
@@ -218,6 +275,12 @@ using DataCommand = std::variant<Ping,
                                  Withdraw,
                                  OpenWindow,
                                  CloseWindow,
+                                 GrantMemory,
+                                 RevokeMemory,
+                                 GrantPuts,
+                                 RevokePuts,
+                                 WritePuts,
+                                 SealPuts,
                                  CopyTask,
                                  DeriveTask,
                                  CopyVectorsTask>;
@@ -288,6 +351,11 @@ struct Touched {
   std::vector<SentenceUid> sentences;
 };
 
+struct PutRevoked {
+  SessionId session{};
+  SentenceUid uid{};
+};
+
 struct TaskDone {
   struct Sum {
     uint32_t sentence = 0;  // index in the task
@@ -297,8 +365,13 @@ struct TaskDone {
   TaskId task{};
   SessionId session{};
   Result<void> status;
-  uint64_t bytes = 0;                // copied
-  std::vector<Sum> sums;             // CopyTask, put
+  uint64_t bytes = 0;     // copied
+  std::vector<Sum> sums;  // CopyTask, put
+  struct Put {
+    bool whole = false;
+    std::vector<Sum> sums;  // of every chunk, if whole
+  };
+  std::vector<Put> puts;             // SealPuts: as they were asked for
   std::vector<VectorsBlob> vectors;  // DeriveTask, CopyVectorsTask: one per sentence
 };
 
@@ -324,6 +397,7 @@ using DataEvent = std::variant<Pong,
                                NeedChunks,
                                WithdrawDone,
                                Touched,
+                               PutRevoked,
                                TaskDone,
                                DeviceLost>;
 

@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -50,6 +51,16 @@ struct HeadPlan {
   std::vector<EntryState> states;
   std::vector<Origin> origins;
   float unread_mass = 0.0F;
+
+  void clear() {
+    blocks.clear();
+    sentences.clear();
+    scores.clear();
+    slots.clear();
+    states.clear();
+    origins.clear();
+    unread_mass = 0.0F;
+  }
 };
 
 // One prefetch from its entry to its completion. State only: PrefetchRunner works it.
@@ -92,17 +103,40 @@ struct Prefetch {
   bool silent = false;            // its client is gone: no completion
   PrefetchRow result{};           // counts, while it publishes
   float unread_mass = 0.0F;       // sum over heads
-  std::vector<HeadPlan> heads;    // [layer of the range][kv head]
+  std::vector<HeadPlan> plans;    // as many as it ever had
+  std::span<HeadPlan> heads;      // of plans: [layer of the range][kv head]
   std::deque<PendingMove> moves;  // not submitted yet
   uint32_t batches_in_flight = 0;
   std::unordered_map<ChunkRef, std::vector<Place>, ChunkRefHash> waiting;
-  std::unordered_map<ChunkRef, ExtentLease, ChunkRefHash> in_place;  // `none`: leases to publish
-  std::vector<ChunkRef> from_nvme;                                   // host hits from now on
+  std::vector<ExtentLease> in_place;  // `none`: leases to publish
+  std::vector<ChunkRef> from_nvme;    // host hits from now on
   std::optional<ErrorCode> failed;
   uint64_t bytes_moved = 0;
   uint64_t rank_ns = 0;
   uint64_t cut_ns = 0;
   uint64_t write_ns = 0;
+
+  // As new, but for the memory it has taken.
+  void reset() {
+    window = nullptr;
+    stage = Stage::kQueued;
+    version = 0;
+    sentence_count = end_block = 0;
+    deadline_ns = 0;
+    layer = kv_head = 0;
+    head = query_at = 0;
+    pool_full = silent = false;
+    result = {};
+    unread_mass = 0.0F;
+    heads = {};
+    moves.clear();
+    batches_in_flight = 0;
+    waiting.clear();
+    in_place.clear();
+    from_nvme.clear();
+    failed.reset();
+    bytes_moved = rank_ns = cut_ns = write_ns = 0;
+  }
 
   LayerRange layers() const { return request.layers; }
   bool waits() const { return request.waits; }

@@ -12,11 +12,13 @@ using Stage = Prefetch::Stage;
 // ---- bookkeeping --------------------------------------------------------------------------------
 
 PrefetchRequest& PrefetchRunner::add(std::shared_ptr<Window> window, uint64_t deadline_ns) {
-  auto prefetch = std::make_unique<Prefetch>();
-  prefetch->window = std::move(window);
-  prefetch->deadline_ns = deadline_ns;
-  prefetches_.push_back(std::move(prefetch));
-  return prefetches_.back()->request;
+  if (spare_.empty()) spare_.push_back(std::make_unique<Prefetch>());
+  prefetches_.push_back(std::move(spare_.back()));
+  spare_.pop_back();
+  Prefetch& prefetch = *prefetches_.back();
+  prefetch.window = std::move(window);
+  prefetch.deadline_ns = deadline_ns;
+  return prefetch.request;
 }
 
 bool PrefetchRunner::runnable(const Prefetch& prefetch) const {
@@ -53,9 +55,29 @@ bool PrefetchRunner::run(uint64_t slice_end_ns) {
       break;
     }
   }
-  std::erase_if(prefetches_, [](const auto& each) { return each->stage == Stage::kDone; });
+  put_away();
   return std::any_of(prefetches_.begin(), prefetches_.end(),
                      [&](const auto& each) { return runnable(*each); });
+}
+
+// Those that are done, for the next ones; more than a few are given back.
+void PrefetchRunner::put_away() {
+  constexpr size_t kSpareMax = 64;
+  size_t kept = 0;
+  for (std::unique_ptr<Prefetch>& each : prefetches_) {
+    if (each->stage != Stage::kDone) {
+      if (&prefetches_[kept] != &each) prefetches_[kept] = std::move(each);
+      ++kept;
+      continue;
+    }
+    each->reset();
+    if (spare_.size() < kSpareMax) {
+      spare_.push_back(std::move(each));
+    } else {
+      each.reset();
+    }
+  }
+  prefetches_.resize(kept);
 }
 
 void PrefetchRunner::work(Prefetch& prefetch, uint64_t slice_end_ns) {
@@ -143,7 +165,9 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
   prefetch.sentence_count = window.feed().sentence_count();
   prefetch.end_block = window.feed().end_block();
   prefetch.layer = layers.first;
-  prefetch.heads.resize(heads);
+  if (prefetch.plans.size() < heads) prefetch.plans.resize(heads);
+  prefetch.heads = std::span(prefetch.plans).first(heads);
+  for (HeadPlan& plan : prefetch.heads) plan.clear();
   prefetch.stage = prefetch.end_block > 0 ? Stage::kRank : Stage::kMove;
 }
 
@@ -256,8 +280,7 @@ void PrefetchRunner::fill(Prefetch& prefetch, const Prefetch::Place& place, Exte
   if (window.slots_in_host()) {
     plan.slots[place.entry] = static_cast<uint32_t>(from / window.slot_unit_bytes());
     plan.states[place.entry] = EntryState::kInPlace;
-    const ChunkRef chunk = lease->chunk;
-    prefetch.in_place.try_emplace(chunk, std::move(lease));
+    prefetch.in_place.push_back(std::move(lease));
     return;
   }
   const uint64_t to = window.slot_offset(place.layer, place.kv_head, plan.slots[place.entry]);
@@ -433,11 +456,7 @@ void PrefetchRunner::count(Prefetch& prefetch, HeadPlan& plan, size_t entry) {
 }
 
 void PrefetchRunner::complete(Prefetch& prefetch) {
-  std::vector<ExtentLease> leases;
-  leases.reserve(prefetch.in_place.size());
-  for (auto& [chunk, lease] : prefetch.in_place) leases.push_back(std::move(lease));
-  prefetch.in_place.clear();
-  prefetch.window->published(prefetch.version, std::move(leases));
+  prefetch.window->published(prefetch.version, prefetch.in_place);
   prefetch.result.version = prefetch.version;
   counted(prefetch);
 }

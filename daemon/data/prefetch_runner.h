@@ -22,6 +22,9 @@ namespace skv {
 // A prefetch publishes all its layers or none: when a slot or a buffer that it needs may still be
 // read it completes kBusy, and what it had assigned is forgotten.
 //
+// A prefetch that finds everything in its slots allocates nothing once one of its size has been
+// served, takes no lock and makes no system call.
+//
 // Thread  data thread.
 class PrefetchRunner {
  public:
@@ -86,6 +89,7 @@ class PrefetchRunner {
   void fail(Prefetch& prefetch, ErrorCode status);
   void roll_back(Prefetch& prefetch);
   void finish(Prefetch& prefetch);
+  void put_away();
 
   static ChunkRef chunk_of(const Prefetch& prefetch, uint32_t layer, uint32_t sentence);
   // From the start of its chunk.
@@ -97,6 +101,7 @@ class PrefetchRunner {
   Residency& residency_;
   DataCounters& counters_;
   std::vector<std::unique_ptr<Prefetch>> prefetches_;  // in order of arrival
+  std::vector<std::unique_ptr<Prefetch>> spare_;       // done, kept for their memory
   size_t turn_ = 0;                                    // where the next slice begins
   std::unordered_map<uint64_t, Batch> batches_;        // by ticket
   RankScratch rank_scratch_;

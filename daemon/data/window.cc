@@ -134,16 +134,27 @@ void Window::publish(uint32_t layer,
   layer_header->current.store(version << 1 | buffer, std::memory_order_release);
 }
 
-void Window::published(uint64_t version, std::vector<ExtentLease> leases) {
+void Window::published(uint64_t version, std::vector<ExtentLease>& leases) {
   SKV_CHECK(version > version_, "versions rise");
   version_ = version;
-  if (!leases.empty()) held_.push_back({version, std::move(leases)});
+  if (leases.empty()) return;
+  held_.push_back({version, std::move(leases)});
+  leases = std::vector<ExtentLease>();
+  if (spare_.empty()) return;
+  leases = std::move(spare_.back());
+  spare_.pop_back();
 }
 
 void Window::release_read() {
   if (held_.empty()) return;
   const uint64_t done = readers_done();
-  while (!held_.empty() && held_.front().version <= done) held_.pop_front();
+  size_t read = 0;
+  while (read < held_.size() && held_[read].version <= done) {
+    held_[read].leases.clear();
+    spare_.push_back(std::move(held_[read].leases));
+    ++read;
+  }
+  held_.erase(held_.begin(), held_.begin() + static_cast<std::ptrdiff_t>(read));
 }
 
 }  // namespace skv

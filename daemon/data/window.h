@@ -76,8 +76,9 @@ class Window {
   // Writes the table into the buffer that is not current and makes it current.
   // Requires: buffer_is_free(layer); versions rise per layer.
   void publish(uint32_t layer, uint64_t version, uint32_t covered_to, const LayerTable& table);
-  // After the last publish() of `version`: the leases its tables need.
-  void published(uint64_t version, std::vector<ExtentLease> leases);
+  // After the last publish() of `version`: takes the leases its tables need, and gives back memory
+  // for the next ones.
+  void published(uint64_t version, std::vector<ExtentLease>& leases);
   // Gives back leases of tables that nobody reads any more.
   void release_read();
   bool holds_leases() const { return !held_.empty(); }
@@ -108,9 +109,10 @@ class Window {
   std::vector<Layer> layers_;
   std::vector<ResidentSet> residents_;
   MappedMemory tables_;
-  uint64_t version_ = 0;       // last published
-  uint64_t readers_done_ = 0;  // largest seen
-  std::deque<Held> held_;      // versions rise
+  uint64_t version_ = 0;                         // last published
+  uint64_t readers_done_ = 0;                    // largest seen
+  std::vector<Held> held_;                       // versions rise
+  std::vector<std::vector<ExtentLease>> spare_;  // empty
 };
 
 }  // namespace skv

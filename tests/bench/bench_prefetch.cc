@@ -249,7 +249,7 @@ class Engine {
 
 // One kind of waiting: asleep, or spinning on both sides.
 void measure(Report& report, const Shape& shape, bool spins) {
-  const uint64_t host = shape.layers * shape.body_bytes() * 5 / 4 + (256U << 20);
+  const uint64_t host = (shape.layers * shape.body_bytes() * 5 / 4 >> 26 << 26) + (256U << 20);
   test::DaemonProcess::Options options;
   options.host_budget = std::to_string(host >> 20) + "MiB";
   options.host_slab = "4MiB";
