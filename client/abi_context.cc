@@ -3,6 +3,7 @@
 
 #include "client/abi_handles.h"
 #include "client/context.h"
+#include "client/keys.h"
 #include "client/memory.h"
 #include "client/requests.h"
 
@@ -37,6 +38,16 @@ Result<void> for_sentences(skv_context context,
     done += step;
   }
   return {};
+}
+
+skv_match_result match_result(const skv::MatchReply& reply) {
+  skv_match_result out{};
+  out.outcome = reply.outcome;
+  out.hit_tokens = reply.hit_tokens;
+  out.pending_tokens = reply.pending_tokens;
+  out.host_tokens = reply.host_tokens;
+  out.nvme_tokens = reply.nvme_tokens;
+  return out;
 }
 
 }  // namespace
@@ -125,13 +136,45 @@ int skv_match(skv_context context, int adopt, skv_match_result* result) {
     SKV_CHECK_OK(check_out_struct(result, "skv_match_result"));
     SKV_TRY(found, find<Context>(context));
     SKV_TRY(reply, found->match(adopt != 0));
-    skv_match_result out{};
-    out.outcome = reply.outcome;
-    out.hit_tokens = reply.hit_tokens;
-    out.pending_tokens = reply.pending_tokens;
-    out.host_tokens = reply.host_tokens;
-    out.nvme_tokens = reply.nvme_tokens;
-    write_struct(result, out);
+    write_struct(result, match_result(reply));
+    return {};
+  });
+}
+
+int skv_keys_open(skv_model model, skv_keys* keys) {
+  return guarded([&]() -> Result<void> {
+    SKV_TRY(found, find<Model>(model));
+    return open_into<Keys>(
+        keys, [&]() -> Result<std::shared_ptr<Keys>> { return std::make_shared<Keys>(found); });
+  });
+}
+
+int skv_keys_close(skv_keys keys) {
+  return guarded([&]() -> Result<void> {
+    SKV_CHECK_OK(take<Keys>(keys));
+    return {};
+  });
+}
+
+int skv_keys_append(skv_keys keys,
+                    const uint32_t* tokens,
+                    uint32_t token_count,
+                    const uint8_t* extra) {
+  return guarded([&]() -> Result<void> {
+    if (token_count > 0 && tokens == nullptr) return invalid("tokens is NULL");
+    SKV_TRY(found, find<Keys>(keys));
+    skv::Digest digest;
+    if (extra != nullptr) std::copy_n(extra, digest.bytes.size(), digest.bytes.begin());
+    return found->append({tokens, token_count}, digest);
+  });
+}
+
+int skv_match_local(skv_keys keys, skv_match_result* result) {
+  return guarded([&]() -> Result<void> {
+    SKV_CHECK_OK(check_out_struct(result, "skv_match_result"));
+    SKV_TRY(found, find<Keys>(keys));
+    SKV_TRY(reply, found->match());
+    write_struct(result, match_result(reply));
     return {};
   });
 }

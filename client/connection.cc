@@ -20,6 +20,8 @@ std::atomic<uint64_t> serials{0};
 // How long one wait for room in the socket lasts before incoming frames are taken again: a daemon
 // that waits for us to read must not wait for us to write.
 constexpr auto kSendSlice = std::chrono::milliseconds(5);
+// How old a look into the shared directory of a daemon that died may be.
+constexpr Clock::duration kPeerCheck = std::chrono::milliseconds(2);
 
 Result<short> poll_one(int fd, short events, Deadline deadline) {
   pollfd item{fd, events, 0};
@@ -97,6 +99,34 @@ Result<void> Connection::say_hello(const Options& options, Deadline deadline) {
                            "host memory"));
   host_ = host;
   return {};
+}
+
+bool Connection::peer_gone() {
+  if (!alive()) return true;
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  if (now - peer_checked_.load(std::memory_order_relaxed) < kPeerCheck.count()) return false;
+  peer_checked_.store(now, std::memory_order_relaxed);
+  pollfd item{reader_.fd(), POLLRDHUP, 0};
+  if (::poll(&item, 1, 0) <= 0) return false;
+  end(Error{ErrorCode::kDisconnected, "the daemon closed the connection"});
+  return true;
+}
+
+Result<std::shared_ptr<const SharedDirectoryReader>> Connection::directory() {
+  const std::lock_guard lock(directory_mutex_);
+  if (directory_ != nullptr && directory_->current()) return directory_;
+  const uint32_t timeout_ms = hello_.reply_deadline_ms == 0 ? 1000 : hello_.reply_deadline_ms;
+  std::vector<UniqueFd> fds;
+  SKV_TRY(reply,
+          call<DirectoryMapReply>(Verb::kDirectoryMap, Empty{}, after_ms(timeout_ms), {}, &fds));
+  if (fds.size() != 1) {
+    return Error{ErrorCode::kProtocol, "directory_map brought " + std::to_string(fds.size()) +
+                                           " descriptors instead of 1"};
+  }
+  SKV_TRY(mapped, MappedMemory::map(fds[0].get(), reply.bytes, MappedMemory::Access::kReadOnly));
+  SKV_TRY(reader, SharedDirectoryReader::open(std::move(mapped)));
+  directory_ = std::make_shared<const SharedDirectoryReader>(std::move(reader));
+  return directory_;
 }
 
 OperationPtr Connection::begin(Verb verb) {

@@ -18,6 +18,7 @@
 #include "client/deadline.h"
 #include "ipc/codec.h"
 #include "ipc/messages.h"
+#include "ipc/shared_directory.h"
 #include "ipc/shared_memory.h"
 #include "ipc/socket.h"
 #include "ipc/types/result.h"
@@ -72,6 +73,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const std::optional<uint32_t>& spin_us() const { return spin_us_; }
   int socket() const { return reader_.fd(); }  // for POLLHUP only
   bool alive() const { return !dead_.load(std::memory_order_acquire); }
+  // Asks the system at most once in kPeerCheck whether the daemon has hung up; true once it has.
+  bool peer_gone();
+  // The space's shared directory. Mapped on first use, and again when the daemon has a new one.
+  Result<std::shared_ptr<const SharedDirectoryReader>> directory();
   bool in_own_process() const;  // false in a forked child: leave the socket alone
 
   // By the calling thread's channel where the verb is one of every step and a place is free there,
@@ -170,6 +175,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::shared_ptr<MappedMemory> staging_;
   UniqueFd staging_fd_;
   std::atomic<bool> dead_{false};
+  std::atomic<Clock::rep> peer_checked_{0};
+  std::mutex directory_mutex_;
+  std::shared_ptr<const SharedDirectoryReader> directory_;
   std::atomic<uint32_t> channels_{0};
 
   std::mutex mutex_;

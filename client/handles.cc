@@ -49,6 +49,8 @@ const char* name(HandleKind kind) {
       return "lease";
     case HandleKind::kHold:
       return "hold";
+    case HandleKind::kKeys:
+      return "keys";
   }
   return "handle";
 }
@@ -100,7 +102,7 @@ Result<uint64_t> HandleTable::add(HandleKind kind, std::shared_ptr<Object> objec
 Result<HandleTable::Entry*> HandleTable::entry_of(uint64_t handle, HandleKind kind) {
   if (handle == 0) return unknown(kind, "NULL");
   const Parts parts = parts_of(handle);
-  if (parts.kind < 1 || parts.kind > static_cast<uint32_t>(HandleKind::kHold)) {
+  if (parts.kind < 1 || parts.kind > static_cast<uint32_t>(HandleKind::kKeys)) {
     return unknown(kind, "no handle of this library");
   }
   if (parts.tag != tag_) {

@@ -19,7 +19,8 @@ enum class HandleKind : uint8_t {
   kWindow = 4,
   kMemory = 5,
   kLease = 6,
-  kHold = 7
+  kHold = 7,
+  kKeys = 8
 };
 const char* name(HandleKind kind);
 

@@ -87,6 +87,7 @@ typedef struct skv_window_tag* skv_window;
 typedef struct skv_memory_tag* skv_memory;
 typedef struct skv_lease_tag* skv_lease;
 typedef struct skv_hold_tag* skv_hold;
+typedef struct skv_keys_tag* skv_keys;
 typedef uint64_t skv_ticket; /* of one asynchronous operation of a session; 0 is none */
 
 /* ---- session --------------------------------------------------------------------------------- */
@@ -329,6 +330,25 @@ typedef struct skv_match_result {
  * stored boundaries up to hit_tokens (sentences change: read them again) and cuts anew after them.
  * A hit is a hint, not a lease. Errors: SKV_E_BUSY (adopt after a put, load or window). */
 SKV_API int skv_match(skv_context context, int adopt, skv_match_result* result);
+
+/* Keys of a row of tokens, to be tested without a round trip. Opening and appending compute the
+ * digests, once (some microseconds per block); skv_match_local then looks them up in a directory
+ * that the daemon shares read-only with the clients of its space: no message, below a microsecond
+ * per sentence. The first call maps it, as does the first after it grew or the daemon restarted.
+ *
+ * The answer has the meaning of skv_match's and is a hint: the daemon may store or evict meanwhile,
+ * only skv_match, a load or a window is the authority. A sentence that found no place in the
+ * directory's memory (directory.shared of the daemon) counts as a miss. A model stays open while
+ * keys of it are. Errors: SKV_E_TOO_LARGE (more than 4 Mi tokens), SKV_E_UNSUPPORTED (the daemon
+ * shares none: use skv_match). */
+SKV_API int skv_keys_open(skv_model model, skv_keys* keys);
+SKV_API int skv_keys_close(skv_keys keys);
+/* extra: 32 bytes or NULL, as of skv_context_append. */
+SKV_API int skv_keys_append(skv_keys keys,
+                            const uint32_t* tokens,
+                            uint32_t token_count,
+                            const uint8_t* extra);
+SKV_API int skv_match_local(skv_keys keys, skv_match_result* result);
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 

@@ -41,6 +41,8 @@ struct Config {
   uint64_t data_spin_ns = 20'000;
   uint32_t data_spin_cores = 3;
 
+  uint64_t shared_directory_bytes = 64ULL << 20;  // of one space
+
   uint32_t sessions_max = 128;
   uint32_t session_contexts_max = 64;
   uint32_t session_windows_max = 16;

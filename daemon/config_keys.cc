@@ -31,6 +31,7 @@ const std::vector<Key>& keys() {
       {"tiers.device.uuid", Text{&Config::device_uuid, 64}},
       {"data.spin", Duration{&Config::data_spin_ns, 0, 10 * kMs}},
       {"data.spin_cores", Count{&Config::data_spin_cores, 1, 4096}},
+      {"directory.shared", Size{&Config::shared_directory_bytes, 64 * kKiB, 64 * kGiB}},
       {"sessions.max", Count{&Config::sessions_max, 1, 65536}},
       {"sessions.contexts", Count{&Config::session_contexts_max, 1, 65536}},
       {"sessions.windows", Count{&Config::session_windows_max, 1, 4096}},

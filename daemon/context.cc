@@ -16,11 +16,11 @@ std::string both(uint64_t given, const char* relation, uint64_t limit) {
 Context::Context(Options options)
     : options_(std::move(options)),
       block_tokens_(options_.model->layout().block_tokens()),
-      cut_(block_tokens_) {
-  prefix_digests_.push_back(root_digest(block_tokens_));
+      cut_(block_tokens_),
+      chain_(block_tokens_) {
+  prefix_digests_.push_back(chain_.last());
   boundary_keys_.push_back(
       boundary_key({options_.space_salt, options_.model->fingerprint, prefix_digests_.front(), 0}));
-  open_tokens_.reserve(block_tokens_);
 }
 
 Result<void> Context::check_append(const ContextAppend& message) const {
@@ -70,32 +70,13 @@ Result<ContextAppendReply> Context::append(const ContextAppend& message) {
 }
 
 void Context::add_tokens(std::span<const uint32_t> tokens, const Digest& extra) {
-  for (const uint32_t token : tokens) {
-    if (extra != Digest{} && (open_extras_.empty() || open_extras_.back() != extra)) {
-      open_extras_.push_back(extra);
-    }
-    open_tokens_.push_back(token);
-    ++token_count_;
-    if (open_tokens_.size() == block_tokens_) close_block();
+  chain_.append(tokens, extra, prefix_digests_);
+  token_count_ += static_cast<uint32_t>(tokens.size());
+  while (boundary_keys_.size() < prefix_digests_.size()) {
+    const auto position = static_cast<uint32_t>(boundary_keys_.size()) * block_tokens_;
+    boundary_keys_.push_back(boundary_key({options_.space_salt, options_.model->fingerprint,
+                                           prefix_digests_[boundary_keys_.size()], position}));
   }
-}
-
-Digest Context::block_extra() const {
-  if (open_extras_.empty()) return {};
-  if (open_extras_.size() == 1) return open_extras_.front();
-  std::vector<uint8_t> bytes;
-  for (const Digest& extra : open_extras_) {
-    bytes.insert(bytes.end(), extra.bytes.begin(), extra.bytes.end());
-  }
-  return sha256(bytes);
-}
-
-void Context::close_block() {
-  prefix_digests_.push_back(next_digest(prefix_digests_.back(), open_tokens_, block_extra()));
-  boundary_keys_.push_back(boundary_key(
-      {options_.space_salt, options_.model->fingerprint, prefix_digests_.back(), token_count_}));
-  open_tokens_.clear();
-  open_extras_.clear();
 }
 
 Digest Context::key_of(const SentenceSpan& span) const {

@@ -8,6 +8,7 @@
 #include "daemon/directory.h"
 #include "daemon/model.h"
 #include "ipc/identity/digest.h"
+#include "ipc/identity/prefix_chain.h"
 #include "ipc/identity/sentence_cut.h"
 #include "ipc/messages.h"
 #include "ipc/types/ids.h"
@@ -20,12 +21,8 @@ inline constexpr uint32_t kContextTokensMax = 4 * 1024 * 1024;
 // One session's path through the directory: its tokens as a chain of digests, and the sentences
 // they were cut into. Nothing of it is stored; the same appends make the same context again.
 //
-// The tokens themselves are kept only for the last, partly filled block. Per closed block it keeps
-// the prefix digest and the boundary key (64 bytes).
-//
-// `extra` of a block: zero if all calls that gave it a token had zero; the one value if they had
-// one; else SHA-256 over the different non-zero values in token order, equal neighbours once. So it
-// does not depend on how appends are batched. Later blocks inherit it through the chain.
+// The tokens themselves are kept only for the last, partly filled block (PrefixChain). Per closed
+// block it keeps the prefix digest and the boundary key (64 bytes).
 //
 // Units   positions, ends and counts in tokens; spans in blocks.
 // Thread  loop.
@@ -88,10 +85,8 @@ class Context {
  private:
   Result<void> check_append(const ContextAppend& message) const;
   void add_tokens(std::span<const uint32_t> tokens, const Digest& extra);
-  void close_block();
   void close_sentences(const std::vector<SentenceSpan>& spans);
   Digest key_of(const SentenceSpan& span) const;
-  Digest block_extra() const;
 
   Options options_;
   uint32_t block_tokens_;
@@ -99,10 +94,9 @@ class Context {
   uint32_t ends_final_to_ = 0;
   bool used_ = false;
   SentenceCut cut_;
+  PrefixChain chain_;
   std::vector<Digest> prefix_digests_;  // [0] is the root
   std::vector<Digest> boundary_keys_;
-  std::vector<uint32_t> open_tokens_;  // of the block that is being filled
-  std::vector<Digest> open_extras_;    // its distinct non-zero extras, in order
   std::vector<ClosedSentence> sentences_;
 };
 

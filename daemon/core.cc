@@ -51,9 +51,12 @@ Core::Core(const Parts& parts)
       data(*parts.data),
       feeds(*parts.feeds),
       tasks(*parts.tasks),
+      shared_directories(config.shared_directory_bytes),
       instance(random_uuid()),
       boot_id(system_boot_id()),
-      started_ns(loop.now_ns()) {}
+      started_ns(loop.now_ns()) {
+  directory.set_edge_mirror(&shared_directories);
+}
 
 Session* Core::find_session(SessionId id) {
   const auto found = sessions.find(id);
@@ -78,6 +81,10 @@ Result<Space*> Core::space_of(uid_t uid) {
   }
   if (const Result<void> added = placement.add_space(space->id, uid, SpaceQuota{}); !added.ok()) {
     return added.error();
+  }
+  if (const Result<void> shared = shared_directories.add_space(space->id); !shared.ok()) {
+    spdlog::warn("space {}: no shared directory, clients have to ask: {}", uid,
+                 shared.error().message);
   }
   const Result<HostStore::Arena> arena = host.arena(space->id);
   if (!arena.ok()) {

@@ -16,6 +16,7 @@
 #include "daemon/placement.h"
 #include "daemon/reply.h"
 #include "daemon/session.h"
+#include "daemon/shared_directories.h"
 #include "daemon/tasks.h"
 #include "tiers/host_store.h"
 #include "tiers/nvme_store.h"
@@ -39,9 +40,9 @@ struct Core {
     Tasks* tasks = nullptr;
   };
   explicit Core(const Parts& parts);
+  ~Core() { directory.set_edge_mirror(nullptr); }
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
-  ~Core() = default;
 
   const Config& config;
   Loop& loop;
@@ -52,6 +53,7 @@ struct Core {
   DataPort& data;
   Feeds& feeds;
   Tasks& tasks;
+  SharedDirectories shared_directories;
 
   // Of hello's reply.
   std::array<uint8_t, 16> instance{};

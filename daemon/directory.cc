@@ -87,6 +87,7 @@ Sentence* Directory::reserve(const NewSentence& wanted) {
   link(sentence);
   ++sentence.start->open_out;
   tell_edges_into(*sentence.start);
+  mirror_edges(sentence);
   return &sentence;
 }
 
@@ -140,6 +141,7 @@ void Directory::commit(Sentence& sentence) {
   for (Sentence* one : stored) {
     tell_edges_into(*one->start);
     tell_edges_into(*one->end);
+    mirror_edges(*one);
   }
   if (listener_ == nullptr) return;
   for (const Sentence* one : stored) listener_->sentence_stored(*one);
@@ -180,6 +182,7 @@ std::vector<Directory::Removed> Directory::remove(SentenceUid uid) {
   for (const auto& sentence : gone) {
     tell_edges_into(*sentence->start);
     tell_edges_into(*sentence->end);
+    mirror_edges(*sentence);
   }
   std::vector<Boundary*> touched;
   for (const auto& sentence : gone) {
@@ -210,6 +213,26 @@ void Directory::tell_edges_into(const Boundary& boundary) {
   for (Sentence* in = at(boundary.first_in); in != nullptr; in = at(in->next_in)) {
     leaf_watcher_->removable_changed(*in);
   }
+}
+
+// Of all sentences that end where this one does.
+void Directory::mirror_edges(const Sentence& sentence) const {
+  if (edge_mirror_ == nullptr || sentence.end == nullptr) return;
+  BoundaryEdges edges;
+  for (const Sentence* in = at(sentence.end->first_in); in != nullptr; in = at(in->next_in)) {
+    const uint32_t length = (in->token_count() - kSentenceTokensMin) / in->shape->block_tokens;
+    if (length >= BoundaryEdges::kBits) continue;  // no sentence of this protocol
+    const uint32_t bit = 1U << length;
+    if (in->state == SentenceState::kStored) {
+      edges.stored |= bit;
+      if (in->in_host) edges.host |= bit;
+      continue;
+    }
+    const uint32_t owner = raw(in->owner) & BoundaryEdges::kManyOwners;
+    edges.owner = edges.pending == 0 || edges.owner == owner ? owner : BoundaryEdges::kManyOwners;
+    edges.pending |= bit;
+  }
+  edge_mirror_->edges_changed(sentence.space, sentence.end->key, edges);
 }
 
 bool Directory::removable(const Sentence& sentence) {

@@ -11,6 +11,7 @@
 #include "daemon/keyed_hash.h"
 #include "daemon/model.h"
 #include "daemon/stable_pool.h"
+#include "ipc/layout/shared_directory.h"
 #include "ipc/types/ids.h"
 #include "tiers/body_store.h"
 
@@ -53,6 +54,7 @@ struct Sentence {
   bool on_nvme : 1 = false;          // the whole body is in the NVMe store
   bool nvme_write : 1 = false;       // a write of it to NVMe is in flight
   bool vectors_on_nvme : 1 = false;  // and its vectors with it
+  bool in_host : 1 = false;          // the whole body is in host memory
 
   uint32_t token_count() const { return shape->token_count; }
   uint32_t end_position() const { return first_position + shape->token_count; }
@@ -179,6 +181,19 @@ class Directory {
   };
   void set_leaf_watcher(LeafWatcher* watcher) { leaf_watcher_ = watcher; }
 
+  // Keeps a picture of the edges for readers elsewhere. Called whenever the edges into a boundary
+  // changed, or where their bodies are. Do not change the directory from here.
+  class EdgeMirror {
+   public:
+    virtual ~EdgeMirror() = default;
+    virtual void edges_changed(SpaceId space,
+                               const Digest& boundary_key,
+                               const BoundaryEdges& edges) = 0;
+  };
+  void set_edge_mirror(EdgeMirror* mirror) { edge_mirror_ = mirror; }
+  // sentence.in_host was changed.
+  void residency_changed(const Sentence& sentence) { mirror_edges(sentence); }
+
  private:
   template <typename T>
   struct KeyTraits {
@@ -203,11 +218,13 @@ class Directory {
   Removed take_out(Sentence& sentence);
   void give_back(Sentence& sentence);
   void tell_edges_into(const Boundary& boundary);
+  void mirror_edges(const Sentence& sentence) const;
   void drop_if_unused(Boundary* boundary);
 
   KeyedDigestHash hash_;
   DirectoryListener* listener_ = nullptr;
   LeafWatcher* leaf_watcher_ = nullptr;
+  EdgeMirror* edge_mirror_ = nullptr;
   StablePool<Sentence> sentences_;
   StablePool<Boundary> boundaries_;
   IndexTable<KeyTraits<Sentence>> by_key_;

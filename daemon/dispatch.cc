@@ -120,6 +120,8 @@ const char* verb_name(uint16_t verb) {
       return "drop";
     case Verb::kStat:
       return "stat";
+    case Verb::kDirectoryMap:
+      return "directory_map";
     case Verb::kGoAway:
       return "go_away";
     case Verb::kWindowLost:
@@ -200,6 +202,8 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
       return run<Drop>(core, session, frame, reply, drop);
     case Verb::kStat:
       return run<Stat>(core, session, frame, reply, stat);
+    case Verb::kDirectoryMap:
+      return run<Empty>(core, session, frame, reply, directory_map);
     case Verb::kGoAway:
     case Verb::kWindowLost:
       break;

@@ -100,6 +100,13 @@ Placement::State::Body& Placement::State::body_of(Sentence& sentence) {
   return body;
 }
 
+void Placement::State::resident_changed(Body& body) {
+  const bool whole = body.resident == body.chunks.size();
+  if (body.sentence->in_host == whole) return;
+  body.sentence->in_host = whole;
+  parts.directory->residency_changed(*body.sentence);
+}
+
 void Placement::State::drop_body_if_idle(SentenceUid uid) {
   const auto found = bodies.find(uid);
   if (found == bodies.end()) return;

@@ -239,6 +239,7 @@ void Placement::State::on_read(const ChunkId& id, const Result<void>& result) {
     place.state = ChunkState::kResident;
     place.origin = Origin::kNvme;
     ++body.resident;
+    resident_changed(body);
     chunk_queue.push({id.uid, id.chunk, 0, bytes}, place.queue);
     ++counters.promotions;
     counters.promoted_bytes += bytes;
@@ -324,6 +325,7 @@ void Placement::State::give_back(Body& body, uint32_t chunk) {
   const uint64_t bytes = body.sentence->shape->chunk_storage_bytes(chunk);
   chunk_queue.forget(place.queue, static_cast<uint32_t>(bytes));
   --body.resident;
+  resident_changed(body);
   if (body.removed == nullptr) {
     ++counters.demotions;
     counters.demoted_bytes += bytes;
@@ -358,6 +360,7 @@ void Placement::withdraw_done(SentenceUid uid, uint32_t chunk) {
     place.state = State::ChunkState::kResident;
     place.origin = Origin::kHost;
     ++body->resident;
+    state.resident_changed(*body);
     state.chunk_queue.push({uid, chunk, 0, static_cast<uint32_t>(bytes)}, place.queue);
     state.arrived({uid, chunk}, *body);
     return;
@@ -442,9 +445,7 @@ Placement::TierTokens Placement::tier_tokens(std::span<const SentenceUid> path) 
   for (const SentenceUid uid : path) {
     const Sentence* sentence = state_->stored(uid);
     if (sentence == nullptr) continue;
-    const State::Body* body = state_->find_body(uid);
-    const bool whole = body != nullptr && body->resident == body->chunks.size();
-    (whole ? tokens.host : tokens.nvme) += sentence->token_count();
+    (sentence->in_host ? tokens.host : tokens.nvme) += sentence->token_count();
   }
   return tokens;
 }

@@ -116,6 +116,7 @@ PutOutcome Placement::put_commit(SessionId session, SentenceUid uid, VectorsBlob
     state.parts.host->publish(uid, chunk);
   }
   body.resident = static_cast<uint32_t>(body.chunks.size());
+  sentence->in_host = true;
   state.hold_vectors(*sentence, std::move(vectors));
   state.parts.directory->commit(*sentence);
   if (sentence->state == SentenceState::kWaiting) state.waiting_sentences.push_back(uid);

@@ -145,6 +145,7 @@ class Placement::State {
   Sentence* stored(SentenceUid uid) const;
   Body* find_body(SentenceUid uid);
   Body& body_of(Sentence& sentence);
+  void resident_changed(Body& body);  // body.resident was changed
   void on_stored(Sentence& sentence);
   // Takes it out of the directory, with what is not reachable without it; returns how many went.
   uint32_t remove_sentence(SentenceUid uid);

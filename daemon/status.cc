@@ -83,6 +83,7 @@ json placement_json(const Core& core) {
 
 json status_json(const Core& core, const DataStatistics& data) {
   const HostStore::Stats host = core.host.stats();
+  const SharedDirectories::Usage shared = core.shared_directories.usage();
   uint64_t contexts = 0;
   uint64_t memories = 0;
   uint64_t memory_bytes = 0;
@@ -118,7 +119,9 @@ json status_json(const Core& core, const DataStatistics& data) {
         {"nvme", nvme_json(core)}}},
       {"directory",
        {{"sentences", core.directory.sentence_count()},
-        {"boundaries", core.directory.boundary_count()}}},
+        {"boundaries", core.directory.boundary_count()},
+        {"shared_bytes", shared.bytes},
+        {"shared_incomplete", shared.incomplete}}},
       {"sessions",
        {{"open", core.sessions.size()},
         {"total", core.counters.sessions_total},

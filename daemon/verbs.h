@@ -53,6 +53,7 @@ void context_close(Core& core,
                    const ContextClose& message,
                    const ReplyPtr& reply);
 void match(Core& core, Session& session, const Match& message, const ReplyPtr& reply);
+void directory_map(Core& core, Session& session, const Empty& message, const ReplyPtr& reply);
 void drop(Core& core, Session& session, const Drop& message, const ReplyPtr& reply);
 
 // verbs_put.cc

@@ -1,7 +1,10 @@
+#include <fcntl.h>
+
 #include <algorithm>
 #include <utility>
 
 #include "daemon/verbs.h"
+#include "ipc/os_error.h"
 
 namespace skv {
 
@@ -143,6 +146,23 @@ void match(Core& core, Session& session, const Match& message, const ReplyPtr& r
     core.placement.touch(cover.path);
   }
   reply->ok(answer);
+}
+
+void directory_map(Core& core, Session& session, const Empty&, const ReplyPtr& reply) {
+  const SharedDirectoryWriter* directory = core.shared_directories.find(session.space->id);
+  if (directory == nullptr) {
+    reply->error(
+        {ErrorCode::kUnsupported, "this daemon shares no directory: the system refused it"});
+    return;
+  }
+  UniqueFd memory(::fcntl(directory->read_only_fd(), F_DUPFD_CLOEXEC, 3));
+  if (!memory.valid()) {
+    reply->error(os_error("duplicate the directory's descriptor"));
+    return;
+  }
+  std::vector<UniqueFd> fds;
+  fds.push_back(std::move(memory));
+  reply->ok(DirectoryMapReply{directory->bytes(), directory->generation()}, std::move(fds));
 }
 
 void drop(Core& core, Session& session, const Drop& message, const ReplyPtr& reply) {

@@ -47,6 +47,7 @@ enum class Verb : uint16_t {
   kFlush = 21,
   kDrop = 22,
   kStat = 23,
+  kDirectoryMap = 24,
   // Events, daemon to client, ticket 0.
   kGoAway = 64,      // the daemon drains: finish, reconnect later
   kWindowLost = 65,  // the device of this window is gone: its handle is stale
@@ -380,6 +381,13 @@ struct StatReply {
   std::string json;   // docs/protocol.md lists the keys
   uint32_t next = 0;  // 0: that was all
   SKV_FIELDS(json, next)
+};
+
+// Descriptor of the reply: the space's shared directory, read-only (ipc/layout/shared_directory.h).
+struct DirectoryMapReply {
+  uint64_t bytes = 0;
+  uint64_t generation = 0;
+  SKV_FIELDS(bytes, generation)
 };
 
 struct WindowLost {

@@ -2,6 +2,7 @@
 
 #include <openssl/evp.h>
 
+#include <memory>
 #include <string_view>
 
 #include "ipc/types/check.h"
@@ -40,11 +41,19 @@ Digest tagged_key(std::string_view tag,
 }  // namespace
 
 Digest sha256(std::span<const uint8_t> bytes) {
+  // Looking the algorithm up and making a context cost as much as the hash of a block.
+  struct Free {
+    void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
+    void operator()(EVP_MD* algorithm) const { EVP_MD_free(algorithm); }
+  };
+  static const std::unique_ptr<EVP_MD, Free> algorithm(EVP_MD_fetch(nullptr, "SHA256", nullptr));
+  thread_local const std::unique_ptr<EVP_MD_CTX, Free> context(EVP_MD_CTX_new());
   Digest digest;
   unsigned int written = 0;
-  const int done =
-      EVP_Digest(bytes.data(), bytes.size(), digest.bytes.data(), &written, EVP_sha256(), nullptr);
-  SKV_CHECK(done == 1 && written == digest.bytes.size(), "SHA-256 of libcrypto failed");
+  const bool done = EVP_DigestInit_ex(context.get(), algorithm.get(), nullptr) == 1 &&
+                    EVP_DigestUpdate(context.get(), bytes.data(), bytes.size()) == 1 &&
+                    EVP_DigestFinal_ex(context.get(), digest.bytes.data(), &written) == 1;
+  SKV_CHECK(done && written == digest.bytes.size(), "SHA-256 of libcrypto failed");
   return digest;
 }
 

@@ -1,14 +1,17 @@
 // The directory at scale: 1M sentences in 1K contexts of a Llama-3-8B shape (32 chunks each).
 //
-//   directory.bytes     what all that the loop keeps of a sentence on NVMe takes (graph, tables,
-//                       queues, placement), beside vectors, slots and the checksums in the headers
-//                       of its record; the last by an allocator that counts what is live
+//   directory.bytes     what a sentence on NVMe takes in all that the loop keeps of it (graph,
+//                       tables, queues, placement, the space's shared directory), beside vectors,
+//                       slots and what the store has of its record; by an allocator that counts
+//                       what is live, and the length of the shared memory
 //   directory.host      the same of a sentence whose 32 chunks are in host memory, beside the first
 //   directory.append    sentences per second through Context::append, against SHA-256 of the bytes
 //                       that identity hashes
 //   directory.put       reserve, 32 sums, commit
 //   directory.match     sentences per second of Context::match over whole contexts
 //   directory.restart   Placement::recover() of all of them
+//   directory.local     microseconds per sentence of a look into the shared directory, chains in
+//                       turn, so that little of it is in a cache
 //
 // Bodies are synthetic: host memory is reserved and never written, the NVMe store keeps records
 // only.
@@ -26,6 +29,7 @@
 #include "daemon/context.h"
 #include "daemon/directory.h"
 #include "daemon/placement.h"
+#include "daemon/shared_directories.h"
 #include "tests/bench/report.h"
 #include "tiers/host_store.h"
 #include "tiers/nvme_store.h"
@@ -140,6 +144,7 @@ class Bench {
     append_all();
     restart();
     match_some();
+    local_match_some();
     put_some();
   }
 
@@ -229,16 +234,21 @@ class Bench {
     const int64_t before = live_bytes;
     const double started = now();
     directory_ = std::make_unique<Directory>(42);
+    shared_ = std::make_unique<SharedDirectories>(64ULL << 20);
+    if (!shared_->add_space(kSpace).ok()) std::abort();
+    directory_->set_edge_mirror(shared_.get());
     placement_ = std::make_unique<Placement>(
         PlacementOptions{}, Placement::Parts{directory_.get(), host_.get(), &store_, &residency_});
     if (!placement_->add_space(kSpace, kUid, {}).ok()) std::abort();
     placement_->recover();
     const double seconds = now() - started;
     const auto count = static_cast<double>(directory_->sentence_count());
+    const auto shared_bytes = static_cast<int64_t>(shared_->usage().bytes);
+    if (shared_->usage().incomplete != 0) std::abort();
     if (directory_->sentence_count() != context_count_ * sentences_per_context_) std::abort();
     report_.add({.name = "directory.bytes",
                  .of = "on NVMe, " + scale(),
-                 .value = static_cast<double>(live_bytes - before) / count,
+                 .value = static_cast<double>(live_bytes - before + shared_bytes) / count,
                  .unit = "B",
                  .limit_name = "",
                  .target = 256,
@@ -265,6 +275,48 @@ class Bench {
                  .value = median(rates),
                  .unit = "1/s",
                  .limit_name = ""});
+  }
+
+  void local_match_some() {
+    const SharedDirectoryWriter& writer = *shared_->find(kSpace);
+    auto mapped =
+        MappedMemory::map(writer.read_only_fd(), writer.bytes(), MappedMemory::Access::kReadOnly);
+    const SharedDirectoryReader reader =
+        SharedDirectoryReader::open(std::move(mapped).value()).value();
+    const uint32_t chains = report_.quick() ? 20 : 200;
+    std::vector<std::vector<uint64_t>> stored;
+    std::vector<std::vector<uint64_t>> unknown;
+    for (uint32_t chain = 0; chain < chains; ++chain) {
+      const Context made = context(chain * 7919 % context_count_);
+      std::vector<uint64_t>& tags = stored.emplace_back();
+      const uint32_t blocks = made.sentence(sentences_per_context_ - 1).span.end_block();
+      for (uint32_t block = 1; block <= blocks; ++block) {
+        tags.push_back(shared_directory_tag(made.boundary(block)));
+      }
+      for (uint64_t& tag : unknown.emplace_back(tags)) tag = tag * 0x9E3779B97F4A7C15ULL + 1;
+    }
+    SharedDirectoryReader::Scratch scratch;
+    const auto time = [&](const std::vector<std::vector<uint64_t>>& all, bool hit) {
+      std::vector<double> each;
+      for (const std::vector<uint64_t>& tags : all) {
+        const double before = now();
+        const SharedDirectoryReader::Cover cover = reader.match({tags, 8, 0}, scratch);
+        each.push_back((now() - before) * 1e6);
+        if (cover.hit_tokens != (hit ? tags.size() * 8 : 0)) std::abort();
+      }
+      return median(each);
+    };
+    const auto add = [&](const char* of, double value) {
+      report_.add({.name = "directory.local",
+                   .of = of,
+                   .value = value,
+                   .unit = "us",
+                   .limit_name = "",
+                   .target = 1,
+                   .better = Better::kLower});
+    };
+    add("hit, per sentence, chains of 1000", time(stored, true) / sentences_per_context_);
+    add("miss, per chain", time(unknown, false));
   }
 
   void put_some() {
@@ -311,6 +363,7 @@ class Bench {
   RecordStore store_;
   NoResidency residency_;
   std::unique_ptr<HostStore> host_;
+  std::unique_ptr<SharedDirectories> shared_;
   std::unique_ptr<Directory> directory_;
   std::unique_ptr<Placement> placement_;
 };

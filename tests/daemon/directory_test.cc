@@ -7,6 +7,8 @@
 #include <set>
 #include <string>
 
+#include "daemon/shared_directories.h"
+#include "ipc/shared_directory.h"
 #include "tests/daemon/placement_world.h"
 
 namespace skv {
@@ -214,6 +216,79 @@ TEST(Directory, ASentenceIsSmall) {
   // accident.
   EXPECT_LE(sizeof(Sentence), 128U);
   EXPECT_LE(sizeof(Boundary), 64U);
+}
+
+// Goal: what clients see in the shared directory gives the cover that match gives.
+// Method: random graphs over one line, with sentences that others put, that wait for their path,
+// that are in host memory and that leave again; both are asked for every length of the line.
+TEST(Directory, TheSharedOneGivesTheSameCover) {
+  constexpr SpaceId kSpace{0};
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    std::mt19937_64 random(seed);
+    Line line;
+    SharedDirectories shared(1U << 20);
+    ASSERT_TRUE(shared.add_space(kSpace).ok());
+    line.directory.set_edge_mirror(&shared);
+    const SharedDirectoryWriter& writer = *shared.find(kSpace);
+    const SharedDirectoryReader reader =
+        SharedDirectoryReader::open(MappedMemory::map(writer.read_only_fd(), writer.bytes(),
+                                                      MappedMemory::Access::kReadOnly)
+                                        .value())
+            .value();
+    std::vector<SentenceUid> all;
+    for (int step = 0; step < 120; ++step) {
+      const auto start = static_cast<uint32_t>(random() % 36);
+      const auto length = static_cast<uint32_t>(4 + random() % 5);
+      // One session puts what ends at a boundary: of several, each may see its own as pending.
+      Sentence* made = line.reserve(start, start + length, (start + length) % 2 == 0 ? kA : kB);
+      if (made != nullptr) {
+        all.push_back(made->uid);
+        made->in_host = random() % 2 == 0;
+        if (random() % 4 != 0) line.directory.commit(*made);
+      }
+      if (random() % 6 == 0) line.directory.remove(all[random() % all.size()]);
+      Sentence* some = line.directory.find(all[random() % all.size()]);
+      if (some != nullptr) {
+        some->in_host = !some->in_host;
+        line.directory.residency_changed(*some);
+      }
+    }
+    SharedDirectoryReader::Scratch scratch;
+    for (uint32_t blocks = 0; blocks <= 44; ++blocks) {
+      for (const SessionId session : {kA, kB}) {
+        const Directory::Cover expected = line.match(blocks, session);
+        std::vector<uint64_t> tags;
+        for (uint32_t block = 1; block <= blocks; ++block) {
+          tags.push_back(shared_directory_tag(key_of(block, 0)));
+        }
+        const SharedDirectoryReader::Cover cover = reader.match({tags, 8, raw(session)}, scratch);
+        uint32_t host_tokens = 0;
+        for (const SentenceUid uid : expected.path) {
+          const Sentence& sentence = *line.directory.find(uid);
+          host_tokens += sentence.in_host ? sentence.token_count() : 0;
+        }
+        ASSERT_EQ(cover.hit_tokens, expected.hit_tokens) << "seed " << seed << " " << blocks;
+        ASSERT_EQ(cover.pending_tokens, expected.pending_tokens)
+            << "seed " << seed << " " << blocks;
+        ASSERT_EQ(cover.host_tokens, host_tokens) << "seed " << seed << " " << blocks;
+      }
+    }
+    for (const SentenceUid uid : all) line.directory.remove(uid);
+    EXPECT_EQ(writer.live(), 0U);
+    line.directory.set_edge_mirror(nullptr);
+  }
+}
+
+TEST(Directory, ASharedOneHasItsOwnSpaceAlone) {
+  SharedDirectories shared(1U << 20);
+  ASSERT_TRUE(shared.add_space(SpaceId{1}).ok());
+  ASSERT_TRUE(shared.add_space(SpaceId{2}).ok());
+  shared.edges_changed(SpaceId{1}, key_of(7, 0), {.stored = 1});
+  shared.edges_changed(SpaceId{3}, key_of(8, 0), {.stored = 1});  // one without a shared directory
+  EXPECT_EQ(shared.find(SpaceId{1})->live(), 1U);
+  EXPECT_EQ(shared.find(SpaceId{2})->live(), 0U);
+  EXPECT_EQ(shared.find(SpaceId{3}), nullptr);
+  EXPECT_NE(shared.find(SpaceId{1})->read_only_fd(), shared.find(SpaceId{2})->read_only_fd());
 }
 
 // Goal: a uid names one sentence for ever, although its place is used again.

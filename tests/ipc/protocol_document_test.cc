@@ -14,7 +14,9 @@
 
 #include "ipc/codec.h"
 #include "ipc/identity/digest.h"
+#include "ipc/identity/prefix_chain.h"
 #include "ipc/layout/channel.h"
+#include "ipc/layout/shared_directory.h"
 #include "ipc/layout/window.h"
 #include "tests/ipc/all_messages.h"
 #include "tests/ipc/example_model.h"
@@ -184,6 +186,34 @@ std::string window() {
   return out.str();
 }
 
+std::string shared_directory() {
+  std::ostringstream out;
+  out << layout(
+             "SharedDirectoryHeader", sizeof(SharedDirectoryHeader),
+             {SKV_MEMBER(SharedDirectoryHeader, magic), SKV_MEMBER(SharedDirectoryHeader, version),
+              SKV_MEMBER(SharedDirectoryHeader, slot_bytes),
+              SKV_MEMBER(SharedDirectoryHeader, slot_count),
+              SKV_MEMBER(SharedDirectoryHeader, generation),
+              SKV_MEMBER(SharedDirectoryHeader, newest),
+              SKV_MEMBER(SharedDirectoryHeader, incomplete)})
+      << '\n'
+      << layout("SharedDirectorySlot", sizeof(SharedDirectorySlot),
+                {SKV_MEMBER(SharedDirectorySlot, tag), SKV_MEMBER(SharedDirectorySlot, state)});
+  const auto bits = [](const BoundaryEdges& edges) {
+    std::ostringstream text;
+    text << std::hex << std::setw(16) << std::setfill('0') << edges.pack();
+    return text.str();
+  };
+  out << "\nMagic \"SKVDIR10\", version " << kSharedDirectoryVersion << ". Slots begin at byte "
+      << kSharedDirectorySlotsOffset << "; a search looks at " << kSharedDirectoryProbesMax
+      << " of them at most. Bits of `state` that are all set, by field: stored `"
+      << bits({.stored = BoundaryEdges::kMask}) << "`, host `"
+      << bits({.host = BoundaryEdges::kMask}) << "`, pending `"
+      << bits({.pending = BoundaryEdges::kMask}) << "`, owner `"
+      << bits({.owner = BoundaryEdges::kManyOwners}) << "`.\n";
+  return out.str();
+}
+
 std::string limits() {
   std::ostringstream out;
   out << "| limit | value |\n|---|---|\n"
@@ -298,6 +328,21 @@ std::string identity() {
   }
   out << "sentence key of [0, 32)\n  " << hex(sentence_key({salt, of_model, prefix, 0})) << '\n'
       << "boundary key of 32\n  " << hex(boundary_key({salt, of_model, prefix, 32})) << '\n';
+
+  const Digest none;
+  Digest other;
+  other.bytes.fill(0xBB);
+  PrefixChain chain(model.block_tokens);
+  std::vector<Digest> mixed;
+  const std::vector<Digest> third{none, extra, extra, other, none, extra, extra, extra};
+  for (uint32_t block = 0; block < 4; ++block) {
+    for (uint32_t i = 0; i < 8; ++i) {
+      const uint32_t token = 1000 * block + i;
+      chain.append({&token, 1}, block == 2 ? third[i] : none, mixed);
+    }
+  }
+  out << "several extras in the third block: P_3\n  " << hex(mixed[2]) << "\nP_4\n  "
+      << hex(mixed[3]) << '\n';
   return fenced(out.str());
 }
 
@@ -305,7 +350,7 @@ const std::map<std::string, std::function<std::string()>> kParts = {
     {"limits", limits},     {"frame header", frame_header},
     {"verbs", verbs},       {"channel", channel},
     {"window", window},     {"example frames", example_frames},
-    {"identity", identity},
+    {"identity", identity}, {"shared directory", shared_directory},
 };
 
 std::string read_page() {

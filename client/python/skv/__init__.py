@@ -10,7 +10,7 @@ is a TypeError or ValueError. A restart of the daemon is a DisconnectedError (a 
 hits; later calls connect again, and windows and leases of before are a StaleError.
 """
 from ._abi import lib as _lib
-from ._context import Context
+from ._context import Context, Keys
 from ._errors import (BusyError, CancelledError, CorruptError, DeniedError, DisconnectedError,
                       InternalError, InvalidArgumentError, IoError, NoSpaceError, NotFoundError,
                       ProtocolError, SkvError, StaleError, TimeoutError, TooLargeError,

@@ -16,6 +16,29 @@ from ._types import AppendResult, ContextInfo, Cut, LoadResult, Match, MatchResu
 from ._window import Lease, Window
 
 
+class Keys(Handle):
+    """Digests of a row of tokens, computed once (Model.keys). match() looks them up in a directory
+    that the daemon shares read-only with its space: no message, but a hint; Context.match is the
+    authority."""
+
+    def __init__(self, model: Model, handle: ctypes.c_void_p) -> None:
+        super().__init__(handle, lib.skv_keys_close)
+        self.model = model
+
+    def append(self, tokens: npt.ArrayLike, extra: Optional[bytes] = None) -> None:
+        """More tokens at the end. `extra` as of Context.append."""
+        token_array = as_u32(tokens, "tokens")
+        if extra is not None and len(extra) != 32:
+            raise ValueError(f"extra has {len(extra)} bytes, 32 are needed")
+        check(lib.skv_keys_append(self._handle, token_array.ctypes.data, token_array.size, extra))
+
+    def match(self) -> MatchResult:
+        """The longest prefix of the tokens that is stored, as far as the directory shows."""
+        result = _abi.MatchResult()
+        check(lib.skv_match_local(self._handle, ctypes.byref(result)))
+        return from_struct(MatchResult, result, outcome=Match(result.outcome))
+
+
 class Context(Handle):
     """A path of tokens that grows at its end, cut into sentences. Calls on one context are served
     one after another. StaleError on a sentence index: the sentences changed in a reconnection, read

@@ -17,7 +17,7 @@ from ._types import (FlushLevel, IndexKind, LoadResult, ModelDescriptor, ModelIn
                      StatKind, from_struct)
 
 if TYPE_CHECKING:
-    from ._context import Context
+    from ._context import Context, Keys
 
 
 class Session(Handle):
@@ -239,6 +239,15 @@ class Model(Handle):
         handle = ctypes.c_void_p()
         check(lib.skv_context_open(self._handle, ctypes.byref(options), ctypes.byref(handle)))
         return Context(self, handle)
+
+    def keys(self, tokens: npt.ArrayLike = (), extra: Optional[bytes] = None) -> Keys:
+        """The keys of a row of tokens, to test a match without asking the daemon."""
+        from ._context import Keys
+        handle = ctypes.c_void_p()
+        check(lib.skv_keys_open(self._handle, ctypes.byref(handle)))
+        keys = Keys(self, handle)
+        keys.append(tokens, extra)
+        return keys
 
 
 class Ticket:

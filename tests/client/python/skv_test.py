@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -630,6 +632,106 @@ class ThreadsTest(DaemonTest):
         self.assertEqual(os.waitstatus_to_exitcode(status), 0)
         window.readers_done(window.table(0).version)
         self.assertGreater(window.prefetch(engine.query()).read_blocks, 0)
+
+
+# Another engine: opens the same model and looks up the tokens it is told, when it is told to.
+OTHER_ENGINE = """
+import json, sys
+import numpy as np
+import skv
+from skv_test import descriptor
+
+session = skv.Session(sys.argv[1], client_name="other")
+keys = session.model(descriptor(sys.argv[2])).keys(np.array(json.loads(sys.argv[3])))
+for line in sys.stdin:
+    found = keys.match()
+    print(json.dumps([int(found.outcome), found.hit_tokens, found.pending_tokens,
+                      found.host_tokens, found.nvme_tokens, session.info.connections]), flush=True)
+"""
+
+
+class SharedDirectoryTest(DaemonTest):
+    nvme = True
+
+    def other_engine(self, name: str, tokens: np.ndarray):
+        child = subprocess.Popen(
+            [sys.executable, "-c", OTHER_ENGINE, self.daemon.socket, name,
+             json.dumps(tokens.tolist())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=os.path.dirname(os.path.abspath(__file__)))
+
+        def end() -> None:
+            child.stdin.close()
+            child.stdout.close()
+            self.assertEqual(child.wait(30), 0)
+        self.addCleanup(end)
+
+        def ask() -> list:
+            child.stdin.write("match\n")
+            child.stdin.flush()
+            return json.loads(child.stdout.readline())
+        return ask
+
+    def test_another_process_sees_puts_and_restarts(self) -> None:
+        engine = self.engine()
+        ask = self.other_engine(self.id().rsplit(".", 1)[-1], engine.tokens)
+        miss, pending, hit = int(skv.Match.MISS), int(skv.Match.PENDING), int(skv.Match.HIT)
+        covered = engine.covered()
+        self.assertEqual(ask(), [miss, 0, 0, 0, 0, 1])
+        mine = engine.model.keys(engine.tokens)
+
+        engine.context.put_reserve(0, engine.count)
+        self.assertEqual(ask(), [pending, 0, covered, 0, 0, 1])
+        self.assertEqual(mine.match().outcome, skv.Match.MISS)  # one's own puts are not pending
+        engine.context.put_write(0, engine.count, 0, LAYERS, engine.source)
+        first = int(engine.blocks[0]) * BLOCK
+        engine.context.put_commit(0, 1)
+        self.assertEqual(ask(), [hit, first, covered, first, 0, 1])
+        engine.context.put_commit(1, engine.count - 1)
+        self.assertEqual(ask(), [hit, covered, covered, covered, 0, 1])
+        self.assertEqual(mine.match(), engine.context.match())
+
+        engine.session.flush()
+        self.daemon.restart()
+        # The next look is in the directory of the new daemon: all of it came back, on NVMe.
+        self.assertEqual(ask(), [hit, covered, covered, 0, covered, 2])
+        self.assertEqual(mine.match(), engine.context.match())
+
+    def test_keys_are_those_of_the_context(self) -> None:
+        engine = self.engine()
+        engine.put()
+        covered = engine.covered()
+        pieces = engine.model.keys()
+        for at in range(0, len(engine.tokens), 7):  # however they are batched
+            pieces.append(engine.tokens[at:at + 7])
+        self.assertEqual(pieces.match(), engine.context.match())
+        self.assertEqual(pieces.match().hit_tokens, covered)
+        other = engine.tokens.copy()
+        other[int(engine.blocks[0]) * BLOCK] += 1  # the first token of the second sentence
+        self.assertEqual(engine.model.keys(other).match().hit_tokens,
+                         int(engine.blocks[0]) * BLOCK)
+        extra = engine.model.keys(engine.tokens, extra=b"x" * 32)
+        self.assertEqual(extra.match().outcome, skv.Match.MISS)
+        with self.assertRaises(ValueError):
+            engine.model.keys([1], extra=b"short")
+
+    def test_many_boundaries_move_to_a_larger_memory(self) -> None:
+        # 1,500 boundaries; the first memory, which the reader has mapped, takes some 640.
+        small = skv.ModelDescriptor("small", skv.Dtype.FP32, [skv.Layer(1, 1, 8)])
+        tokens = np.arange(60_008)
+        with skv.Session(self.daemon.socket) as writer, skv.Session(self.daemon.socket) as reader:
+            keys = reader.model(small).keys(tokens)
+            self.assertEqual(keys.match().outcome, skv.Match.MISS)
+            context = writer.model(small).context()
+            context.append(tokens, np.arange(40, 60_001, 40), ends_final_to=60_008)
+            count = len(context.sentences())
+            self.assertEqual(count, 1500)
+            for first in range(0, count, 500):
+                outcomes = context.put_reserve(first, 500)
+                self.assertTrue((outcomes == skv.Put.RESERVED).all())
+                self.assertEqual(keys.match().pending_tokens, (first + 500) * 40)
+            context.close()
+            self.assertEqual(keys.match().pending_tokens, 0)
 
 
 class RestartTest(DaemonTest):
