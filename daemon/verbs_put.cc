@@ -142,7 +142,7 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
                                : inside.error());
       return;
     }
-    copy.sentences.push_back({span, offsets_of(leases, first_lease), {}});
+    copy.sentences.push_back({span, offsets_of(leases, first_lease), {}, sentence->uid});
     uids.push_back(sentence->uid);
   }
   if (uids.empty()) {
@@ -266,7 +266,7 @@ void put_commit(Core& core, Session& session, const PutCommit& message, const Re
     answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
     derive.uids.push_back(sentence->uid);
     derive.task.sentences.push_back(
-        {context->sentence(index).span, offsets_of(derive.leases, first_lease), {}});
+        {context->sentence(index).span, offsets_of(derive.leases, first_lease), {}, sentence->uid});
   }
   if (derive.uids.empty()) {
     core.feeds.run_pending();
