@@ -231,13 +231,14 @@ std::vector<std::string> limits_text(const Config& config) {
   rlimit files{};
   ::getrlimit(RLIMIT_NOFILE, &files);
   std::vector<std::string> lines;
-  lines.push_back("limits: tiers host " + size_text(config.host_budget_bytes) + " in slabs of " +
-                  size_text(config.host_slab_bytes) + ", nvme " +
-                  (config.has_nvme() ? size_text(config.nvme_bytes) : std::string("none")) +
-                  ", device " + name(config.device_kind) +
-                  (config.device_kind == DeviceKind::kNone
-                       ? std::string()
-                       : " " + size_text(config.device_budget_bytes)));
+  lines.push_back(
+      "limits: tiers host " + size_text(config.host_budget_bytes) + " in slabs of " +
+      size_text(config.host_slab_bytes) +
+      " (kept warm: " + size_text(std::min(config.host_warm_bytes, config.host_budget_bytes / 8)) +
+      "), nvme " + (config.has_nvme() ? size_text(config.nvme_bytes) : std::string("none")) +
+      ", device " + name(config.device_kind) +
+      (config.device_kind == DeviceKind::kNone ? std::string()
+                                               : " " + size_text(config.device_budget_bytes)));
   lines.push_back("limits: " + std::to_string(sessions) + " sessions x (staging " +
                   size_text(config.session_staging_bytes) + " + send queue " + size_text(send) +
                   ") = " + size_text(sessions * (config.session_staging_bytes + send)) +

@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "tiers/move_copier.h"
+
 namespace skv {
 namespace {
 
@@ -60,6 +62,35 @@ TEST(SummedCopy, PiecesMakeTheWholeAndItsSum) {
   unsummed.finish();
   stores_done();
   EXPECT_EQ(to, from);
+}
+
+// Goal: every move of every batch is there when run() returns, whoever copied it.
+// Method: batches below and above what wakes helpers, many in a row, so that a helper that comes
+// late finds the next batch; each writes its own pattern over the whole slab.
+TEST(MoveCopier, EveryMoveIsThereWhenItReturns) {
+  constexpr uint64_t kBytes = 4ULL << 20;
+  constexpr uint32_t kBlock = 4096;
+  std::vector<std::byte> from(kBytes);
+  std::vector<std::byte> to(kBytes);
+  for (const uint32_t threads : {1U, 2U, 4U}) {
+    MoveCopier gather(threads);
+    for (uint32_t round = 1; round <= 60; ++round) {
+      const uint64_t bytes = round % 3 == 0 ? kBytes : uint64_t{kBlock} * round;
+      std::vector<SlotPool::Move> moves;
+      for (uint64_t at = 0; at < bytes; at += kBlock) {
+        moves.push_back({at, bytes - kBlock - at, kBlock});
+        std::fill_n(from.begin() + static_cast<ptrdiff_t>(at), kBlock,
+                    static_cast<std::byte>(at / kBlock + round));
+      }
+      gather.run(moves, from.data(), to.data());
+      for (const SlotPool::Move& move : moves) {
+        ASSERT_TRUE(std::equal(from.begin() + static_cast<ptrdiff_t>(move.from),
+                               from.begin() + static_cast<ptrdiff_t>(move.from + kBlock),
+                               to.begin() + static_cast<ptrdiff_t>(move.to)))
+            << threads << " threads, round " << round << ", move to " << move.to;
+      }
+    }
+  }
 }
 
 }  // namespace
