@@ -27,28 +27,6 @@ Sentence* open_sentence(Core& core, Session& session, const Context& context, ui
   return sentence;
 }
 
-// Leases of all chunks in the range, appended to `leases`; false (and nothing kept) if one is not
-// there.
-bool lease_chunks(Core& core,
-                  Session& session,
-                  SentenceUid uid,
-                  const ChunkRange& chunks,
-                  std::vector<ChunkLease>& leases) {
-  const size_t before = leases.size();
-  for (uint32_t i = 0; i < chunks.count; ++i) {
-    const std::optional<ChunkLease> lease = core.placement.lease(session.id, uid, chunks.first + i);
-    if (!lease.has_value()) {
-      while (leases.size() > before) {
-        core.placement.release(leases.back());
-        leases.pop_back();
-      }
-      return false;
-    }
-    leases.push_back(*lease);
-  }
-  return true;
-}
-
 std::vector<uint64_t> offsets_of(const std::vector<ChunkLease>& leases, size_t first) {
   std::vector<uint64_t> offsets;
   for (size_t i = first; i < leases.size(); ++i) {
@@ -134,10 +112,9 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
     const SentenceSpan& span = context->sentence(index).span;
     const Result<void> inside = check_view(message.source, memory->bytes, layout, layers, span);
     const size_t first_lease = leases.size();
-    if (!inside.ok() || !lease_chunks(core, session, sentence->uid, chunks, leases)) {
-      for (const ChunkLease& lease : leases) {
-        core.placement.release(lease);
-      }
+    if (!inside.ok() ||
+        !core.placement.lease(session.id, sentence->uid, chunks.first, chunks.count, leases)) {
+      core.placement.release(leases);
       reply->error(inside.ok() ? Error{ErrorCode::kInternal, "a reserved chunk has no extent"}
                                : inside.error());
       return;
@@ -257,7 +234,7 @@ void put_commit(Core& core, Session& session, const PutCommit& message, const Re
       continue;
     }
     const size_t first_lease = derive.leases.size();
-    if (!lease_chunks(core, session, sentence->uid, {0, layout.chunk_count()}, derive.leases)) {
+    if (!core.placement.lease(session.id, sentence->uid, 0, layout.chunk_count(), derive.leases)) {
       put.committing = false;
       answer->outcomes.push_back(wire(PutOutcome::kIncomplete));
       continue;
