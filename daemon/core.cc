@@ -51,6 +51,7 @@ Core::Core(const Parts& parts)
       data(*parts.data),
       feeds(*parts.feeds),
       tasks(*parts.tasks),
+      small_copies(loop, host),
       instance(random_uuid()),
       boot_id(system_boot_id()),
       started_ns(loop.now_ns()) {}

@@ -16,6 +16,7 @@
 #include "daemon/placement.h"
 #include "daemon/reply.h"
 #include "daemon/session.h"
+#include "daemon/small_copies.h"
 #include "daemon/tasks.h"
 #include "tiers/host_store.h"
 #include "tiers/nvme_store.h"
@@ -52,6 +53,7 @@ struct Core {
   DataPort& data;
   Feeds& feeds;
   Tasks& tasks;
+  SmallCopies small_copies;
 
   // Of hello's reply.
   std::array<uint8_t, 16> instance{};

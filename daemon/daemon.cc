@@ -147,7 +147,14 @@ Result<void> Daemon::open_data() {
   };
   core_->session_ended = [this] { drain_next(); };
   core_->serve = [this](ChannelRequest request) { on_request(std::move(request)); };
-  core_->data_statistics = [this] { return data_->statistics(); };
+  core_->data_statistics = [this] {
+    DataStatistics all = data_->statistics();
+    const DataCounters& here = core_->small_copies.counters();
+    all.bytes_put += here.bytes_put.load(std::memory_order_relaxed);
+    all.bytes_loaded += here.bytes_loaded.load(std::memory_order_relaxed);
+    all.tasks += here.tasks.load(std::memory_order_relaxed);
+    return all;
+  };
   return {};
 }
 

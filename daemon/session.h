@@ -42,6 +42,7 @@ struct OpenPut {
   ContextId context{};
   std::vector<bool> layers;  // written, or being written by a copy that was posted
   uint32_t copies = 0;       // in flight
+  bool in_parts = false;     // some write had less than a chunk: the data thread sums it
   bool committing = false;   // no more writes
   VectorsBlob vectors;       // of vectors_put before the commit
 };

@@ -4,6 +4,7 @@
 #include "daemon/data/copy_runner.h"
 #include "daemon/gather.h"
 #include "daemon/limits.h"
+#include "daemon/small_copies.h"
 #include "daemon/verbs.h"
 
 namespace skv {
@@ -171,7 +172,7 @@ void copy_batch(const LoadJobPtr& job) {
                   copy.memory_bytes = job->memory_bytes;
                   copy.view = job->message.destination;
                   copy.layers = job->layers;
-                  job->core.data.post(std::move(copy));
+                  start_copy(job->core, std::move(copy), /*here=*/true);
                 }});
 }
 

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "daemon/data/copy_runner.h"
+#include "daemon/small_copies.h"
 #include "daemon/verbs.h"
 
 namespace skv {
@@ -128,8 +129,13 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
   }
   // Copies of one session run in the order in which they were posted, so a chunk is whole after the
   // last of them, and that one is asked for its checksum.
+  const bool in_parts = layout.chunk_layers(chunks.first).first != layers.first ||
+                        layout.chunk_layers(chunks.first + chunks.count - 1).end() != layers.end();
+  bool here = true;
   for (size_t i = 0; i < uids.size(); ++i) {
     OpenPut& put = session.puts[uids[i]];
+    put.in_parts = put.in_parts || in_parts;
+    here = here && put.copies == 0 && !put.in_parts;
     ++put.copies;
     std::fill_n(put.layers.begin() + layers.first, layers.count, true);
     for (uint32_t c = 0; c < chunks.count; ++c) {
@@ -175,7 +181,7 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
   copy.memory_bytes = memory->bytes;
   copy.view = message.source;
   copy.layers = layers;
-  core.data.post(std::move(copy));
+  start_copy(core, std::move(copy), here);
 }
 
 namespace {
