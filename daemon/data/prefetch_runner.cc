@@ -44,25 +44,25 @@ bool PrefetchRunner::run(uint64_t slice_end_ns) {
     if (each->stage == Stage::kQueued && runnable(*each)) begin(*each);
   }
   for (Prefetch* turn = next_turn(); turn != nullptr; turn = next_turn()) {
+    const SessionId session = turn->window->options().session;  // a finished one has no window
     const uint64_t begun_ns = hooks_.now_ns();
     work(*turn, std::min(slice_end_ns, begun_ns + kTurnNs));
     const uint64_t now_ns = hooks_.now_ns();
-    account_of(*turn).worked_ns += now_ns - begun_ns;
+    account_of(session).worked_ns += now_ns - begun_ns;
     turn->turn = ++turns_;
     if (now_ns >= slice_end_ns) break;
   }
   std::erase_if(prefetches_, [](const auto& each) { return each->stage == Stage::kDone; });
   std::erase_if(accounts_, [&](const Account& account) {
     return std::none_of(prefetches_.begin(), prefetches_.end(), [&](const auto& each) {
-      return each->window->options().session == account.session;
+      return each->window != nullptr && each->window->options().session == account.session;
     });
   });
   return std::any_of(prefetches_.begin(), prefetches_.end(),
                      [&](const auto& each) { return runnable(*each); });
 }
 
-PrefetchRunner::Account& PrefetchRunner::account_of(const Prefetch& prefetch) {
-  const SessionId session = prefetch.window->options().session;
+PrefetchRunner::Account& PrefetchRunner::account_of(SessionId session) {
   for (Account& account : accounts_) {
     if (account.session == session) return account;
   }
@@ -74,7 +74,7 @@ Prefetch* PrefetchRunner::next_turn() {
   uint64_t least_ns = 0;
   for (const std::unique_ptr<Prefetch>& each : prefetches_) {
     if (each->stage == Stage::kQueued || !runnable(*each)) continue;
-    const uint64_t worked_ns = account_of(*each).worked_ns;
+    const uint64_t worked_ns = account_of(each->window->options().session).worked_ns;
     const bool first = next == nullptr || worked_ns < least_ns ||
                        (worked_ns == least_ns && each->turn < next->turn);
     if (!first) continue;

@@ -72,7 +72,7 @@ class PrefetchRunner {
     SessionId session{};
     uint64_t worked_ns = 0;
   };
-  Account& account_of(const Prefetch& prefetch);
+  Account& account_of(SessionId session);
   Prefetch* next_turn();
   bool runnable(const Prefetch& prefetch) const;
   void work(Prefetch& prefetch, uint64_t slice_end_ns);
