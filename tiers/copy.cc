@@ -4,10 +4,9 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "tiers/copy.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
-
-#include <hwy/cache_control.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -58,10 +57,19 @@ void copy_around_caches(std::byte* to, const std::byte* from, size_t bytes) {
 
 void stores_done() { hwy::FlushStream(); }
 
+void copy_run(std::byte* to, const std::byte* from, size_t bytes) {
+#if defined(__x86_64__)
+  size_t words = bytes / 8;
+  asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(words) : : "memory");
+  bytes %= 8;
+#endif
+  std::memcpy(to, from, bytes);
+}
+
 void SummedCopy::append(const std::byte* from, size_t bytes) {
   while (bytes > 0) {
     const size_t count = std::min(bytes, kPageBytes - filled_);
-    std::memcpy(page_ + filled_, from, count);
+    copy_run(page_ + filled_, from, count);
     filled_ += count;
     from += count;
     bytes -= count;

@@ -16,6 +16,11 @@ namespace skv {
 void copy_around_caches(std::byte* to, const std::byte* from, size_t bytes);
 void stores_done();
 
+// memcpy of a run of some KiB among others that lie apart, from memory that is in no cache: the
+// string instruction knows how long the run is and asks for all of it at once, where a loop of
+// loads waits while the hardware finds each stream anew.
+void copy_run(std::byte* to, const std::byte* from, size_t bytes);
+
 // One pass from memory that somebody else may be writing into memory of ours, with the checksum of
 // what was written: the source is read once, into a page on this stack of work, and the sum and the
 // destination both come from that page.

@@ -1,6 +1,5 @@
 #include "daemon/data/copy_rows.h"
 
-#include <cstring>
 #include <optional>
 #include <string>
 
@@ -50,14 +49,6 @@ BlockSides sides_of(const HeadCopy& head, uint32_t block) {
            {body + k_row * tokens, task.view.v_offset + client, v_row}}};
 }
 
-// The hardware follows one stream of reads at a time and begins anew at each page; K and V are two
-// streams, or as many as there are tokens, in short runs. So what comes one block later in the same
-// stream is asked for now. An address beyond the client's memory is no access.
-void ask_for(const std::byte* from, uint64_t bytes) {
-  for (uint64_t at = 0; at < bytes; at += 64)
-    __builtin_prefetch(from + at, /*rw=*/0, /*locality=*/3);
-}
-
 // Calls `copy(body offset, client offset, bytes)` for each run of bytes that is contiguous on both
 // sides, in the order of the body.
 template <typename Copy>
@@ -101,11 +92,8 @@ uint64_t put_head(const HeadCopy& head, ChecksumStream* stream) {
   SummedCopy copy(
       head.chunk + layout.block_offset(head.layer, head.kv_head, 0, head.sentence.span.block_count),
       stream);
-  const uint64_t next_block = layout.block_tokens() * head.task.view.token_stride;
   const uint64_t bytes = for_each_run(head, [&](uint64_t, uint64_t client, uint64_t count) {
-    const std::byte* const from = head.task.memory + client;
-    ask_for(from + next_block, count);
-    copy.append(from, count);
+    copy.append(head.task.memory + client, count);
   });
   copy.finish();
   return bytes;
@@ -116,7 +104,7 @@ uint64_t load_head(const HeadCopy& head, bool around_caches) {
     if (around_caches && count >= kStreamedRowBytesMin) {
       copy_around_caches(head.task.memory + client, head.chunk + body, count);
     } else {
-      std::memcpy(head.task.memory + client, head.chunk + body, count);
+      copy_run(head.task.memory + client, head.chunk + body, count);
     }
   });
 }
