@@ -115,15 +115,16 @@ Result<skv_leased_layer> Lease::layer(uint32_t sentence, uint32_t layer) const {
 }
 
 Result<void> Lease::release() {
-  const std::vector<uint64_t> leases = std::exchange(leases_, {});
-  if (!connection_->alive()) return {};
+  // Nobody waits for the answers: they could only say what the handle table knows already.
   const Deadline deadline = context_->session()->call_deadline();
-  Result<void> outcome;
-  for (const uint64_t lease : leases) {
-    const Result<Empty> reply = connection_->call<Empty>(Verb::kRelease, Release{lease}, deadline);
-    if (!reply.ok() && reply.error().code != ErrorCode::kDisconnected) outcome = reply.error();
+  for (const uint64_t lease : std::exchange(leases_, {})) {
+    if (!connection_->alive()) return {};
+    const Result<OperationPtr> sent = connection_->submit(Verb::kRelease, Release{lease}, deadline);
+    if (!sent.ok() && sent.error().code != ErrorCode::kDisconnected) return sent.error();
+    if (sent.ok()) connection_->abandon(sent.value());
   }
-  return outcome;
+  connection_->take_arrived();  // those that are there: the daemon keeps a bounded number for us
+  return {};
 }
 
 }  // namespace skv::client

@@ -29,6 +29,7 @@ struct Config {
 
   uint64_t host_budget_bytes = 1ULL << 30;
   uint64_t host_slab_bytes = 2ULL << 20;
+  uint64_t host_warm_bytes = 64ULL << 20;  // at most an eighth of the budget is used
 
   std::string nvme_path;  // empty: no NVMe tier
   uint64_t nvme_bytes = 0;
@@ -37,6 +38,7 @@ struct Config {
   DeviceKind device_kind = DeviceKind::kNone;
   uint64_t device_budget_bytes = 256ULL << 20;
   std::string device_uuid;
+  uint32_t device_copy_threads = 0;  // 0: a quarter of the cores, 1 to 8
 
   uint64_t data_spin_ns = 20'000;
   uint32_t data_spin_cores = 3;

@@ -6,11 +6,13 @@
 #include <csignal>
 #include <cstring>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "daemon/limits.h"
 #include "daemon/status.h"
 #include "daemon/verbs.h"
+#include "tiers/move_copier.h"
 #include "tiers/slot_pool.h"
 #include "tiers/worker/protocol.h"
 
@@ -26,6 +28,9 @@ Result<std::unique_ptr<SlotPool>> make_pool(const Config& config, const std::str
   options.kind = name(config.device_kind);
   options.budget_bytes = config.device_kind == DeviceKind::kNone ? 0 : config.device_budget_bytes;
   options.worker_program = program;
+  options.copy_threads = config.device_copy_threads != 0
+                             ? config.device_copy_threads
+                             : MoveCopier::default_threads(std::thread::hardware_concurrency());
   if (!config.device_uuid.empty()) {
     const auto uuid = parse_uuid(config.device_uuid);
     if (!uuid.has_value()) {
@@ -69,7 +74,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Options options) {
 
 Result<void> Daemon::open_tiers() {
   Result<std::unique_ptr<HostStore>> host =
-      HostStore::create({config_.host_budget_bytes, config_.host_slab_bytes});
+      HostStore::create({config_.host_budget_bytes, config_.host_slab_bytes,
+                         std::min(config_.host_warm_bytes, config_.host_budget_bytes / 8)});
   if (!host.ok()) {
     return host.error();
   }

@@ -174,9 +174,16 @@ class Placement final : public Directory::LeafWatcher {
   };
   // Promotes if needed, then leases.
   void acquire(AcquireRequest request);
-  // At once or not at all: resident, or reserved by this session (to write). Not promoted.
-  std::optional<ChunkLease> lease(SessionId session, SentenceUid uid, uint32_t chunk);
-  void release(const ChunkLease& lease);
+  // Chunks [first_chunk, + count) at once or not at all, appended to `leases`: each resident, or
+  // reserved by this session (to write). Not promoted.
+  bool lease(SessionId session,
+             SentenceUid uid,
+             uint32_t first_chunk,
+             uint32_t count,
+             std::vector<ChunkLease>& leases);
+  void release(const ChunkLease& lease) { release({&lease, 1}); }
+  // In one turn: what waits for room is looked at once.
+  void release(std::span<const ChunkLease> leases);
 
   // Events of the data thread.
   void need_chunks(SentenceUid uid, std::span<const uint32_t> chunks, bool urgent);

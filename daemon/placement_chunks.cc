@@ -21,34 +21,49 @@ ChunkLease Placement::State::take_lease(Body& body, uint32_t chunk, SessionId se
           .origin = Origin::kHost};
 }
 
-std::optional<ChunkLease> Placement::lease(SessionId session, SentenceUid uid, uint32_t chunk) {
+bool Placement::lease(SessionId session,
+                      SentenceUid uid,
+                      uint32_t first_chunk,
+                      uint32_t count,
+                      std::vector<ChunkLease>& leases) {
   State& state = *state_;
   State::Body* body = state.find_body(uid);
-  if (body == nullptr || body->removed != nullptr || chunk >= body->chunks.size()) {
-    return std::nullopt;
+  if (body == nullptr || body->removed != nullptr || first_chunk > body->chunks.size() ||
+      count > body->chunks.size() - first_chunk) {
+    return false;
   }
   const Sentence& sentence = *body->sentence;
-  const State::ChunkState at = body->chunks[chunk].state;
   const bool own = sentence.state == SentenceState::kStored || sentence.owner == session;
-  const bool there = at == State::ChunkState::kResident || at == State::ChunkState::kReserved;
-  if (!own || !there) return std::nullopt;
-  return state.take_lease(*body, chunk, session);
+  const auto first = body->chunks.begin() + first_chunk;
+  const bool there = std::all_of(first, first + count, [](const State::Chunk& chunk) {
+    return chunk.state == State::ChunkState::kResident ||
+           chunk.state == State::ChunkState::kReserved;
+  });
+  if (!own || !there) return false;
+  for (uint32_t i = 0; i < count; ++i) {
+    leases.push_back(state.take_lease(*body, first_chunk + i, session));
+  }
+  if (sentence.state == SentenceState::kStored) state.counters.host_hits += count;
+  return true;
 }
 
-void Placement::release(const ChunkLease& lease) {
+void Placement::release(std::span<const ChunkLease> leases) {
+  if (leases.empty()) return;
   const State::Turn turn(*state_);
-  State::Body* body = state_->find_body(lease.uid);
-  SKV_CHECK(body != nullptr && lease.chunk < body->chunks.size(), "release of an unknown chunk");
-  State::Chunk& place = body->chunks[lease.chunk];
-  SKV_CHECK(place.leases > 0, "release of a chunk that is not leased");
-  --place.leases;
-  --body->leases;
-  --state_->chunk_leases;
-  --state_->session_of(lease.session).charge.chunk_leases;
-  state_->forget_session_if_idle(lease.session);
+  for (const ChunkLease& lease : leases) {
+    State::Body* body = state_->find_body(lease.uid);
+    SKV_CHECK(body != nullptr && lease.chunk < body->chunks.size(), "release of an unknown chunk");
+    State::Chunk& place = body->chunks[lease.chunk];
+    SKV_CHECK(place.leases > 0, "release of a chunk that is not leased");
+    --place.leases;
+    --body->leases;
+    --state_->chunk_leases;
+    --state_->session_of(lease.session).charge.chunk_leases;
+    state_->forget_session_if_idle(lease.session);
+    if (body->removed != nullptr) state_->settle_removed(*body);
+  }
   ++state_->nvme_epoch;
   state_->changed();
-  if (body->removed != nullptr) state_->settle_removed(*body);
 }
 
 void Placement::acquire(AcquireRequest request) {

@@ -98,68 +98,70 @@ json status_json(const Core& core, const DataStatistics& data) {
     loans += session->loans.size();
     puts += session->puts.size();
   }
-  return {
-      {"daemon",
-       {{"version", SKV_VERSION},
-        {"health", core.health},
-        {"uptime_s", (core.loop.now_ns() - core.started_ns) / 1'000'000'000},
-        {"socket", core.config.socket_path}}},
-      {"tiers",
-       {{"device",
-         {{"kind", core.device_kind},
-          {"used_bytes", data.device_bytes_used},
-          {"budget_bytes", data.device_bytes_budget},
-          {"lost", data.devices_lost}}},
-        {"host",
-         {{"used_bytes", host.used_bytes},
-          {"charged_bytes", host.charged_bytes},
-          {"peak_bytes", host.peak_charged_bytes},
-          {"budget_bytes", host.budget_bytes},
-          {"extents", host.extents}}},
-        {"nvme", nvme_json(core)}}},
-      {"directory",
-       {{"sentences", core.directory.sentence_count()},
-        {"boundaries", core.directory.boundary_count()},
-        {"shared_bytes", shared.bytes},
-        {"shared_incomplete", shared.incomplete}}},
-      {"sessions",
-       {{"open", core.sessions.size()},
-        {"total", core.counters.sessions_total},
-        {"refused", core.counters.sessions_refused},
-        {"contexts", contexts},
-        {"windows", data.windows},
-        {"channels", data.channels},
-        {"memories", memories},
-        {"memory_bytes", memory_bytes},
-        {"loans", loans},
-        {"puts", puts},
-        {"requests_in_flight", requests},
-        {"charges_left", core.counters.charges_left}}},
-      {"requests",
-       {{"total", core.counters.requests},
-        {"errors", core.counters.errors},
-        {"protocol_errors", core.counters.protocol_errors},
-        {"slow_readers", core.counters.slow_readers},
-        {"tasks", core.tasks.count()},
-        {"feeds", core.feeds.count()}}},
-      {"prefetch",
-       {{"count", data.prefetches},
-        {"busy", data.prefetches_busy},
-        {"failed", data.prefetches_failed},
-        {"us_p50", data.prefetch_us_p50},
-        {"us_p99", data.prefetch_us_p99},
-        {"us_sum", data.prefetch_us},
-        {"rank_us_sum", data.rank_us},
-        {"blocks_read", data.blocks_read},
-        {"bytes_moved", data.bytes_moved},
-        {"hits",
-         {{"device", data.hits_device},
-          {"host", data.hits_host},
-          {"nvme", data.hits_nvme},
-          {"miss", data.misses}}}}},
-      {"copies",
-       {{"bytes_put", data.bytes_put}, {"bytes_loaded", data.bytes_loaded}, {"tasks", data.tasks}}},
-      {"placement", placement_json(core)}};
+  return {{"daemon",
+           {{"version", SKV_VERSION},
+            {"health", core.health},
+            {"uptime_s", (core.loop.now_ns() - core.started_ns) / 1'000'000'000},
+            {"socket", core.config.socket_path}}},
+          {"tiers",
+           {{"device",
+             {{"kind", core.device_kind},
+              {"used_bytes", data.device_bytes_used},
+              {"budget_bytes", data.device_bytes_budget},
+              {"lost", data.devices_lost}}},
+            {"host",
+             {{"used_bytes", host.used_bytes},
+              {"charged_bytes", host.charged_bytes},
+              {"peak_bytes", host.peak_charged_bytes},
+              {"budget_bytes", host.budget_bytes},
+              {"extents", host.extents}}},
+            {"nvme", nvme_json(core)}}},
+          {"directory",
+           {{"sentences", core.directory.sentence_count()},
+            {"boundaries", core.directory.boundary_count()},
+            {"shared_bytes", shared.bytes},
+            {"shared_incomplete", shared.incomplete}}},
+          {"sessions",
+           {{"open", core.sessions.size()},
+            {"total", core.counters.sessions_total},
+            {"refused", core.counters.sessions_refused},
+            {"contexts", contexts},
+            {"windows", data.windows},
+            {"channels", data.channels},
+            {"memories", memories},
+            {"memory_bytes", memory_bytes},
+            {"loans", loans},
+            {"puts", puts},
+            {"requests_in_flight", requests},
+            {"charges_left", core.counters.charges_left}}},
+          {"requests",
+           {{"total", core.counters.requests},
+            {"errors", core.counters.errors},
+            {"protocol_errors", core.counters.protocol_errors},
+            {"slow_readers", core.counters.slow_readers},
+            {"tasks", core.tasks.count()},
+            {"feeds", core.feeds.count()}}},
+          {"prefetch",
+           {{"count", data.prefetches},
+            {"busy", data.prefetches_busy},
+            {"failed", data.prefetches_failed},
+            {"us_p50", data.prefetch_us_p50},
+            {"us_p99", data.prefetch_us_p99},
+            {"us_sum", data.prefetch_us},
+            {"rank_us_sum", data.rank_us},
+            {"blocks_read", data.blocks_read},
+            {"bytes_moved", data.bytes_moved},
+            {"hits",
+             {{"device", data.hits_device},
+              {"host", data.hits_host},
+              {"nvme", data.hits_nvme},
+              {"miss", data.misses}}}}},
+          {"copies",
+           {{"bytes_put", data.bytes_put},
+            {"bytes_loaded", data.bytes_loaded},
+            {"bytes_summed_again", data.bytes_summed_again},
+            {"tasks", data.tasks}}},
+          {"placement", placement_json(core)}};
 }
 
 json session_json(const Core& core, const Session& session) {
@@ -232,13 +234,14 @@ std::vector<std::string> limits_text(const Config& config) {
   rlimit files{};
   ::getrlimit(RLIMIT_NOFILE, &files);
   std::vector<std::string> lines;
-  lines.push_back("limits: tiers host " + size_text(config.host_budget_bytes) + " in slabs of " +
-                  size_text(config.host_slab_bytes) + ", nvme " +
-                  (config.has_nvme() ? size_text(config.nvme_bytes) : std::string("none")) +
-                  ", device " + name(config.device_kind) +
-                  (config.device_kind == DeviceKind::kNone
-                       ? std::string()
-                       : " " + size_text(config.device_budget_bytes)));
+  lines.push_back(
+      "limits: tiers host " + size_text(config.host_budget_bytes) + " in slabs of " +
+      size_text(config.host_slab_bytes) +
+      " (kept warm: " + size_text(std::min(config.host_warm_bytes, config.host_budget_bytes / 8)) +
+      "), nvme " + (config.has_nvme() ? size_text(config.nvme_bytes) : std::string("none")) +
+      ", device " + name(config.device_kind) +
+      (config.device_kind == DeviceKind::kNone ? std::string()
+                                               : " " + size_text(config.device_budget_bytes)));
   lines.push_back("limits: " + std::to_string(sessions) + " sessions x (staging " +
                   size_text(config.session_staging_bytes) + " + send queue " + size_text(send) +
                   ") = " + size_text(sessions * (config.session_staging_bytes + send)) +

@@ -45,10 +45,6 @@ size_t Tasks::count(SessionId session) const {
   }));
 }
 
-void Tasks::release(const Task& task) {
-  for (const ChunkLease& lease : task.leases) {
-    placement_.release(lease);
-  }
-}
+void Tasks::release(const Task& task) { placement_.release(task.leases); }
 
 }  // namespace skv

@@ -83,26 +83,41 @@ std::vector<ChunkRef> chunks_of(const LoadJob& job, uint32_t first, uint32_t end
   return chunks;
 }
 
+void lend(LoadJob& job, std::vector<ChunkLease> leases) {
+  job.count(leases);
+  job.answer.extents.reserve(leases.size());
+  for (const ChunkLease& lease : leases) {
+    job.answer.extents.push_back(lease.host_offset);
+  }
+  for (uint32_t i = 0; i < job.uids.size(); ++i) {
+    job.count_bytes(i);
+  }
+  const auto id = job.core.next_id<LeaseId>();
+  job.core.find_session(job.session)->loans.emplace(id, std::move(leases));
+  job.answer.lease = raw(id);
+  job.finish();
+}
+
 void load_in_place(const LoadJobPtr& job) {
   const auto count = static_cast<uint32_t>(job->uids.size());
+  // What is on the host is lent at once; only for the rest has anything to be waited for.
+  std::vector<ChunkLease> there;
+  there.reserve(size_t{count} * job->chunk_count);
+  const bool all = std::all_of(job->uids.begin(), job->uids.end(), [&](SentenceUid uid) {
+    return job->core.placement.lease(job->session, uid, job->first_chunk, job->chunk_count, there);
+  });
+  if (all) {
+    lend(*job, std::move(there));
+    return;
+  }
+  job->core.placement.release(there);
   gather(job->core, {job->session, chunks_of(*job, 0, count), job->deadline_ns,
-                     [job, count](Result<std::vector<ChunkLease>> leases) {
-                       Session* const session = job->core.find_session(job->session);
-                       if (!leases.ok()) {
+                     [job](Result<std::vector<ChunkLease>> leases) {
+                       if (leases.ok()) {
+                         lend(*job, std::move(leases).value());
+                       } else {
                          job->fail(leases.error());
-                         return;
                        }
-                       job->count(leases.value());
-                       for (const ChunkLease& lease : leases.value()) {
-                         job->answer.extents.push_back(lease.host_offset);
-                       }
-                       for (uint32_t i = 0; i < count; ++i) {
-                         job->count_bytes(i);
-                       }
-                       const auto id = job->core.next_id<LeaseId>();
-                       session->loans.emplace(id, std::move(leases).value());
-                       job->answer.lease = raw(id);
-                       job->finish();
                      }});
 }
 
@@ -266,9 +281,7 @@ void release(Core& core, Session& session, const Release& message, const ReplyPt
                   "lease " + std::to_string(message.lease) + " is not one of this session"});
     return;
   }
-  for (const ChunkLease& lease : loan.mapped()) {
-    core.placement.release(lease);
-  }
+  core.placement.release(loan.mapped());
   reply->ok();
 }
 

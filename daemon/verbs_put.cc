@@ -16,26 +16,6 @@ Sentence* open_sentence(Core& core, Session& session, const Context& context, ui
   return sentence;
 }
 
-// Leases of all chunks of a reserved sentence; false (and nothing kept) if one is not there.
-bool lease_chunks(Core& core,
-                  const Session& session,
-                  SentenceUid uid,
-                  uint32_t chunk_count,
-                  std::vector<ChunkLease>& leases) {
-  for (uint32_t chunk = 0; chunk < chunk_count; ++chunk) {
-    const std::optional<ChunkLease> lease = core.placement.lease(session.id, uid, chunk);
-    if (!lease.has_value()) {
-      for (const ChunkLease& kept : leases) {
-        core.placement.release(kept);
-      }
-      leases.clear();
-      return false;
-    }
-    leases.push_back(*lease);
-  }
-  return true;
-}
-
 uint8_t wire(PutOutcome outcome) { return static_cast<uint8_t>(outcome); }
 
 // What a reserved sentence is to the data thread: a place for every chunk.
@@ -94,7 +74,7 @@ void put_reserve(Core& core, Session& session, const PutReserve& message, const 
       const bool known = owner->puts.contains(reservation.uid);  // reserved once more
       OpenPut& put = owner->puts[reservation.uid];
       if (!known &&
-          (closed || !lease_chunks(core, *owner, reservation.uid, chunk_count, put.leases))) {
+          (closed || !core.placement.lease(id, reservation.uid, 0, chunk_count, put.leases))) {
         owner->puts.erase(reservation.uid);  // nobody could write it any more
         core.placement.put_cancel(id, reservation.uid);
         answer.outcomes.back() = wire(PutOutcome::kCancelled);

@@ -2,6 +2,9 @@
 
 #define XXH_STATIC_LINKING_ONLY  // the state as a value, not behind XXH3_createState
 #include <xxhash.h>
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>  // from here on the names below are those that look at the CPU
+#endif
 
 namespace skv {
 

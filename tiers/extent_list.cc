@@ -12,18 +12,21 @@ ExtentList::ExtentList(const Geometry& geometry) : geometry_(geometry) {
                 geometry.length_bytes % geometry.slab_bytes == 0,
             "page, slab and arena must divide each other");
   used_in_slab_.resize(geometry.length_bytes / geometry.slab_bytes);
+  kept_.resize(used_in_slab_.size());
   if (geometry.length_bytes > 0) {
     insert_free(0, geometry.length_bytes);
   }
 }
 
-uint32_t ExtentList::uncharged_in(uint64_t offset, uint64_t bytes) const {
-  uint32_t count = 0;
+ExtentList::Placed ExtentList::cost_at(uint64_t offset, uint64_t bytes) const {
+  Placed cost{.offset = offset};
   const uint64_t last = (offset + bytes - 1) / geometry_.slab_bytes;
   for (uint64_t slab = offset / geometry_.slab_bytes; slab <= last; ++slab) {
-    count += used_in_slab_[slab] == 0 ? 1 : 0;
+    if (used_in_slab_[slab] != 0) continue;
+    ++cost.slabs_charged;
+    cost.slabs_kept += kept_[slab] ? 1 : 0;
   }
-  return count;
+  return cost;
 }
 
 std::optional<ExtentList::Placed> ExtentList::allocate(uint64_t bytes, uint32_t slabs_max) {
@@ -34,9 +37,12 @@ std::optional<ExtentList::Placed> ExtentList::allocate(uint64_t bytes, uint32_t 
     const auto [hole_bytes, hole_offset] = *hole;
     // At either end of the hole, where its neighbours' slabs are already charged.
     for (const uint64_t offset : {hole_offset, hole_offset + hole_bytes - bytes}) {
-      const uint32_t slabs = uncharged_in(offset, bytes);
-      if (slabs <= slabs_max && (!best || slabs < best->slabs_charged)) {
-        best = Placed{.offset = offset, .slabs_charged = slabs};
+      const Placed cost = cost_at(offset, bytes);
+      const bool better =
+          !best || cost.slabs_charged < best->slabs_charged ||
+          (cost.slabs_charged == best->slabs_charged && cost.slabs_kept > best->slabs_kept);
+      if (cost.slabs_charged <= slabs_max && better) {
+        best = cost;
         best_hole = *hole;
       }
     }
@@ -61,6 +67,7 @@ std::optional<ExtentList::Placed> ExtentList::allocate(uint64_t bytes, uint32_t 
     const uint64_t slab = at / geometry_.slab_bytes;
     const uint64_t upto = std::min(end, (slab + 1) * geometry_.slab_bytes);
     used_in_slab_[slab] += upto - at;
+    kept_[slab] = false;
     at = upto;
   }
   return best;
@@ -106,6 +113,27 @@ ExtentList::SlabRange ExtentList::release(uint64_t offset, uint64_t bytes) {
   }
   insert_free(offset, bytes);
   return emptied;
+}
+
+void ExtentList::keep(uint64_t slab) {
+  SKV_CHECK(used_in_slab_[slab] == 0 && !kept_[slab], "only an unused slab can be kept, once");
+  kept_[slab] = true;
+}
+
+void ExtentList::unkeep(uint64_t slab) {
+  SKV_CHECK(kept_[slab], "the slab is kept");
+  kept_[slab] = false;
+}
+
+std::optional<uint64_t> ExtentList::next_fresh() const {
+  if (by_size_.empty()) return std::nullopt;
+  const auto [bytes, offset] = *by_size_.rbegin();
+  const uint64_t end = (offset + bytes) / geometry_.slab_bytes;
+  for (uint64_t slab = (offset + geometry_.slab_bytes - 1) / geometry_.slab_bytes; slab < end;
+       ++slab) {
+    if (!kept_[slab]) return slab;
+  }
+  return std::nullopt;
 }
 
 void ExtentList::insert_free(uint64_t offset, uint64_t bytes) {

@@ -14,7 +14,8 @@ namespace skv {
 //
 // A slab in use is charged. Of the extents that fit, allocate() takes the smallest that needs no
 // slab to be charged; where there is none, the one that needs the fewest, and only if the caller's
-// limit allows it.
+// limit allows it; of several such, the one with the most slabs that were kept. A kept slab is not
+// in use and has memory all the same (tiers/host_store.h).
 //
 // Units   bytes; sizes and offsets are multiples of page_bytes, slabs aligned to slab_bytes.
 // Thread  the owner's.
@@ -31,11 +32,12 @@ class ExtentList {
   struct Placed {
     uint64_t offset = 0;
     uint32_t slabs_charged = 0;  // newly, by this extent
+    uint32_t slabs_kept = 0;     // of these: were kept, and are no longer
   };
   // nullopt: nothing fits without charging more than `slabs_max` slabs.
   std::optional<Placed> allocate(uint64_t bytes, uint32_t slabs_max);
 
-  // Slabs [first, first + count) that nothing uses any more: the caller punches them.
+  // Slabs [first, first + count) that nothing uses any more: the caller punches or keeps them.
   struct SlabRange {
     uint64_t first = 0;
     uint32_t count = 0;
@@ -43,12 +45,20 @@ class ExtentList {
   // Requires: exactly an allocated extent.
   SlabRange release(uint64_t offset, uint64_t bytes);
 
+  // Requires: the slab is not in use; keep(): not kept, unkeep(): kept.
+  void keep(uint64_t slab);
+  void unkeep(uint64_t slab);
+  bool kept(uint64_t slab) const { return kept_[slab]; }
+  // The slab that will be charged next when all kept ones are: the first of the largest hole that
+  // is neither in use nor kept. nullopt: none.
+  std::optional<uint64_t> next_fresh() const;
+
   uint64_t free_bytes() const { return free_bytes_; }
   uint32_t charged_slabs() const { return charged_slabs_; }
   size_t free_extents() const { return by_offset_.size(); }
 
  private:
-  uint32_t uncharged_in(uint64_t offset, uint64_t bytes) const;
+  Placed cost_at(uint64_t offset, uint64_t bytes) const;
   void insert_free(uint64_t offset, uint64_t bytes);
   void remove_free(std::map<uint64_t, uint64_t>::iterator at);
 
@@ -56,6 +66,7 @@ class ExtentList {
   std::map<uint64_t, uint64_t> by_offset_;           // offset -> bytes
   std::set<std::pair<uint64_t, uint64_t>> by_size_;  // bytes, offset
   std::vector<uint64_t> used_in_slab_;               // bytes
+  std::vector<bool> kept_;                           // by slab
   uint64_t free_bytes_ = 0;
   uint32_t charged_slabs_ = 0;
 };

@@ -5,8 +5,13 @@
 #include <utility>
 
 namespace skv {
+namespace {
 
-Result<std::unique_ptr<HostArena>> HostArena::create(uint64_t bytes) {
+constexpr uint64_t kHugePageBytes = 2ULL << 20;
+
+}  // namespace
+
+Result<std::unique_ptr<HostArena>> HostArena::create(uint64_t bytes, uint64_t step_bytes) {
   std::unique_ptr<HostArena> arena(new HostArena);
   Result<UniqueFd> fd = create_shared_memory("skv-host", bytes);
   if (!fd.ok()) {
@@ -27,6 +32,11 @@ Result<std::unique_ptr<HostArena>> HostArena::create(uint64_t bytes) {
   // Neither in a core dump nor in a child: prompts can be told from KV bytes.
   (void)madvise(arena->memory_.data(), bytes, MADV_DONTDUMP);
   (void)madvise(arena->memory_.data(), bytes, MADV_DONTFORK);
+  // One fault and one entry of the page table for 2 MiB. Smaller steps would be charged less than
+  // they take.
+  if (step_bytes % kHugePageBytes == 0) {
+    (void)madvise(arena->memory_.data(), bytes, MADV_HUGEPAGE);
+  }
   return arena;
 }
 

@@ -18,7 +18,9 @@ namespace skv {
 // Owns    both descriptors and the mapping.
 class HostArena {
  public:
-  static Result<std::unique_ptr<HostArena>> create(uint64_t bytes);
+  // `step_bytes`: in what units memory is used and punched. Steps of whole huge pages get huge
+  // pages where the system has them for shared memory.
+  static Result<std::unique_ptr<HostArena>> create(uint64_t bytes, uint64_t step_bytes);
 
   int fd() const { return fd_.get(); }
   int read_only_fd() const { return read_only_fd_.get(); }

@@ -1,12 +1,15 @@
 #include "tiers/host_store.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 
 #include "ipc/types/check.h"
+#include "tiers/arena_warmer.h"
 #include "tiers/extent_list.h"
 #include "tiers/host_arena.h"
 
@@ -30,14 +33,17 @@ class MemfdHostStore final : public HostStore {
  public:
   explicit MemfdHostStore(const Options& options)
       : slab_bytes_(options.slab_bytes),
-        slabs_max_(static_cast<uint32_t>(options.budget_bytes / options.slab_bytes)) {
+        slabs_max_(static_cast<uint32_t>(options.budget_bytes / options.slab_bytes)),
+        kept_max_(static_cast<uint32_t>(
+            std::min<uint64_t>(options.warm_bytes / options.slab_bytes, slabs_max_))) {
     stats_.budget_bytes = slabs_max_ * slab_bytes_;
+    if (kept_max_ > 0) warmer_.emplace();
   }
 
   Result<Arena> arena(SpaceId space) override {
     auto at = spaces_.find(space);
     if (at == spaces_.end()) {
-      Result<std::unique_ptr<HostArena>> made = HostArena::create(stats_.budget_bytes);
+      Result<std::unique_ptr<HostArena>> made = HostArena::create(stats_.budget_bytes, slab_bytes_);
       if (!made.ok()) {
         return made.error();
       }
@@ -49,6 +55,7 @@ class MemfdHostStore final : public HostStore {
                                      0})
                .first;
       ++stats_.arenas;
+      warm_ahead(space, at->second);
     }
     const HostArena& memory = *at->second.arena;
     return Arena{memory.read_only_fd(), memory.fd(), memory.memory()};
@@ -73,6 +80,16 @@ class MemfdHostStore final : public HostStore {
       return std::nullopt;
     }
     slabs_charged_ += placed->slabs_charged;
+    if (placed->slabs_kept > 0) {
+      slabs_kept_ -= placed->slabs_kept;
+      std::erase_if(kept_, [this](const Kept& each) {
+        return !spaces_.at(each.space).extents.kept(each.slab);
+      });
+    }
+    if (placed->slabs_charged > 0) {
+      give_back_kept();
+      warm_ahead(space, at->second);
+    }
     const HostExtent extent{placed->offset, rounded};
     chunks_.emplace(ChunkKey{uid, chunk}, Chunk{space, extent, false});
     at->second.used_bytes += rounded;
@@ -111,13 +128,15 @@ class MemfdHostStore final : public HostStore {
     const HostExtent extent = at->second.extent;
     Space& space = spaces_.at(at->second.space);
     const ExtentList::SlabRange emptied = space.extents.release(extent.offset, extent.bytes);
-    if (emptied.count > 0) {
-      const Result<void> punched =
-          space.arena->punch(emptied.first * slab_bytes_, emptied.count * slab_bytes_);
-      // A memfd of ours without write seal can always be punched. If not, the memory is not given
-      // back, and the budget would be a lie.
-      SKV_CHECK(punched.ok(), punched.error().message.c_str());
-      slabs_charged_ -= emptied.count;
+    for (uint64_t slab = emptied.first; slab < emptied.first + emptied.count; ++slab) {
+      --slabs_charged_;
+      // What is being filled just now would have its pages again after the punch.
+      const bool filling = warmer_ && !warmer_->forget(slab_memory(space, slab));
+      if (slabs_kept_ < kept_max_ || filling) {
+        keep(at->second.space, space, slab);
+      } else {
+        punch(space, slab);
+      }
     }
     space.used_bytes -= extent.bytes;
     stats_.used_bytes -= extent.bytes;
@@ -137,7 +156,15 @@ class MemfdHostStore final : public HostStore {
     return memory.subspan(extent.offset, extent.bytes);
   }
 
-  Stats stats() const override { return stats_; }
+  void settle() override {
+    if (warmer_) warmer_->settle();
+  }
+
+  Stats stats() const override {
+    Stats stats = stats_;
+    stats.kept_bytes = slabs_kept_ * slab_bytes_;
+    return stats;
+  }
 
   uint64_t space_used_bytes(SpaceId space) const override {
     const auto at = spaces_.find(space);
@@ -150,18 +177,70 @@ class MemfdHostStore final : public HostStore {
     ExtentList extents;
     uint64_t used_bytes;
   };
+  struct Kept {
+    SpaceId space;
+    uint64_t slab;
+  };
   struct Chunk {
     SpaceId space;
     HostExtent extent;
     bool published;
   };
 
+  std::span<std::byte> slab_memory(const Space& space, uint64_t slab) const {
+    return space.arena->memory().subspan(slab * slab_bytes_, slab_bytes_);
+  }
+
+  void punch(Space& space, uint64_t slab) {
+    const Result<void> punched = space.arena->punch(slab * slab_bytes_, slab_bytes_);
+    // A memfd of ours without write seal can always be punched. If not, the memory is not given
+    // back, and the budget would be a lie.
+    SKV_CHECK(punched.ok(), punched.error().message.c_str());
+  }
+
+  void keep(SpaceId id, Space& space, uint64_t slab) {
+    space.extents.keep(slab);
+    kept_.push_back({id, slab});
+    ++slabs_kept_;
+  }
+
+  // Has the slabs filled that will be charged next.
+  void warm_ahead(SpaceId id, Space& space) {
+    while (slabs_kept_ < kept_max_ && slabs_charged_ + slabs_kept_ < slabs_max_) {
+      const std::optional<uint64_t> slab = space.extents.next_fresh();
+      if (!slab) return;
+      keep(id, space, *slab);
+      warmer_->add(slab_memory(space, *slab));
+    }
+  }
+
+  // Back within the budget: kept slabs go, the oldest first. One that is being filled stays.
+  void give_back_kept() {
+    for (size_t looks = kept_.size(); looks > 0 && slabs_charged_ + slabs_kept_ > slabs_max_;
+         --looks) {
+      const Kept oldest = kept_.front();
+      kept_.pop_front();
+      Space& space = spaces_.at(oldest.space);
+      if (!warmer_->forget(slab_memory(space, oldest.slab))) {
+        kept_.push_back(oldest);
+        continue;
+      }
+      space.extents.unkeep(oldest.slab);
+      --slabs_kept_;
+      punch(space, oldest.slab);
+    }
+  }
+
   uint64_t slab_bytes_;
   uint32_t slabs_max_;
+  uint32_t kept_max_;
   uint32_t slabs_charged_ = 0;
+  uint32_t slabs_kept_ = 0;
   std::map<SpaceId, Space> spaces_;
   std::unordered_map<ChunkKey, Chunk, ChunkKeyHash> chunks_;
+  std::deque<Kept> kept_;  // oldest first
   Stats stats_;
+  std::optional<ArenaWarmer> warmer_;  // last: it ends before the memory does
 };
 
 }  // namespace

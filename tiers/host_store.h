@@ -27,8 +27,13 @@ struct HostExtent {
 //         charge is given back. A client that reads a hole of its mapping gives that page memory
 //         again, uncharged, until the slab is next punched; the cgroup's limit bounds that.
 // Units   bytes; an extent is storage_bytes() of its chunk.
-// Limits  charged <= budget, over all spaces. One extent per (sentence, chunk).
-// Thread  loop thread. The bytes of a reserved extent belong to whoever the loop gave them to (data
+// Warm    the first touch of a page costs more than the copy into it. So up to warm_bytes of slabs
+//         that nothing uses have their pages: those that emptied last, and those that will be
+//         charged next, which a thread of this store fills ahead (ArenaWarmer). They belong to
+//         their space like any other slab, and go as soon as the budget needs them.
+// Limits  charged + kept <= budget, over all spaces, but for a slab that is being filled just now.
+// One extent per (sentence, chunk). Thread  loop thread. The bytes of a reserved extent belong to
+// whoever the loop gave them to (data
 //         thread, NVMe ring thread) until publish() or erase().
 // Owns    memory, mappings and descriptors; an arena lives as long as the store, so memory of one
 //         space never becomes another's.
@@ -38,6 +43,7 @@ class HostStore {
   struct Options {
     uint64_t budget_bytes = 0;       // rounded down to slabs; at least one
     uint64_t slab_bytes = 2u << 20;  // power of two, >= 4 KiB
+    uint64_t warm_bytes = 0;         // rounded down to slabs
   };
   struct Arena {
     int read_only_fd = -1;        // for SCM_RIGHTS; owned by the store
@@ -49,6 +55,7 @@ class HostStore {
     uint64_t used_bytes = 0;     // extents
     uint64_t charged_bytes = 0;  // slabs
     uint64_t peak_charged_bytes = 0;
+    uint64_t kept_bytes = 0;  // slabs with pages that nothing uses
     uint64_t extents = 0;
     uint64_t published = 0;
     uint64_t refused = 0;  // reserve() that found no room
@@ -81,6 +88,9 @@ class HostStore {
 
   // The memory of an extent of this space.
   virtual std::span<std::byte> bytes(SpaceId space, const HostExtent& extent) = 0;
+
+  // Waits until what is to be warm is. For tests and benchmarks.
+  virtual void settle() = 0;
 
   virtual Stats stats() const = 0;
   virtual uint64_t space_used_bytes(SpaceId space) const = 0;

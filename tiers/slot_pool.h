@@ -99,6 +99,7 @@ struct SlotPoolOptions {
   std::string kind = "none";  // "none", "emulated", "cuda"
   std::array<uint8_t, 16> device_uuid{};
   uint64_t budget_bytes = 0;
+  uint32_t copy_threads = 1;   // of the worker, where its processor copies
   std::string worker_program;  // path of skvd; empty: /proc/self/exe
   uint32_t hang_ms = 10'000;   // a worker that owes an answer and gives none for so long is dead
 };

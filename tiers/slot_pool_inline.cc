@@ -16,7 +16,8 @@ InlineSlotPool::InlineSlotPool(const Options& options) : options_(options) { sta
 InlineSlotPool::~InlineSlotPool() = default;
 
 void InlineSlotPool::start_device() {
-  table_ = std::make_unique<SlabTable>(std::make_unique<EmulatedBackend>(), options_.budget_bytes);
+  table_ = std::make_unique<SlabTable>(std::make_unique<EmulatedBackend>(options_.copy_threads),
+                                       options_.budget_bytes);
 }
 
 uint64_t InlineSlotPool::budget_bytes() const { return options_.budget_bytes; }

@@ -16,6 +16,7 @@ class InlineSlotPool final : public SlotPool {
     uint64_t budget_bytes = 0;
     size_t moves_per_submit = ~size_t{0};  // takes at most this many at once
     bool hold_completions = false;         // until release_completions(): a slow device
+    uint32_t copy_threads = 1;
   };
   explicit InlineSlotPool(const Options& options);
   InlineSlotPool(const InlineSlotPool&) = delete;

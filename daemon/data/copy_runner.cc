@@ -1,149 +1,63 @@
 #include "daemon/data/copy_runner.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "ipc/types/check.h"
-#include "tiers/checksum.h"
+#include "tiers/copy.h"
 
 namespace skv {
 namespace {
 
-// value + count * stride, or nothing when that leaves 64 bits.
-std::optional<uint64_t> advance(uint64_t value, uint64_t count, uint64_t stride) {
-  uint64_t product = 0;
-  uint64_t sum = 0;
-  if (__builtin_mul_overflow(count, stride, &product) ||
-      __builtin_add_overflow(value, product, &sum)) {
-    return std::nullopt;
-  }
-  return sum;
-}
+// A load of more than this goes around the caches: what its reader wants first would be gone from
+// them by the time it looks.
+constexpr uint64_t kCachedLoadBytesMax = 1ULL << 20;
 
-// Where the extent of a chunk begins in this process. The loop's numbers: a wrong one is our bug.
-std::byte* chunk_at(const ArenaView& arena,
-                    const BodyLayout& layout,
-                    const SentenceExtents& sentence,
-                    uint32_t first_chunk,
-                    uint32_t chunk) {
-  SKV_CHECK(chunk >= first_chunk && chunk - first_chunk < sentence.extents.size(),
-            "a task has the extents of its chunks");
-  const uint64_t offset = sentence.extents[chunk - first_chunk];
-  const uint64_t bytes = layout.chunk_bytes(chunk, sentence.span.block_count);
-  SKV_CHECK(bytes <= arena.bytes && offset <= arena.bytes - bytes, "an extent lies in its arena");
-  return arena.base + offset;
-}
-
-struct Rows {
-  std::byte* body;        // row 0 of the block
-  std::byte* client;      // token 0 of the block
-  uint64_t row_bytes;     // contiguous in the body
-  uint64_t token_stride;  // of the client
-  uint32_t count;
-};
-
-void copy_rows(const Rows& rows, CopyDirection direction) {
-  const bool put = direction == CopyDirection::kPut;
-  if (rows.token_stride == rows.row_bytes) {
-    const uint64_t bytes = rows.row_bytes * rows.count;
-    std::memcpy(put ? rows.body : rows.client, put ? rows.client : rows.body, bytes);
-    return;
-  }
-  for (uint32_t row = 0; row < rows.count; ++row) {
-    std::byte* body = rows.body + row * rows.row_bytes;
-    std::byte* client = rows.client + row * rows.token_stride;
-    std::memcpy(put ? body : client, put ? client : body, rows.row_bytes);
-  }
-}
-
-// K and V of one (sentence, layer, kv head).
-uint64_t copy_head(const CopyTask& task,
-                   const SentenceExtents& sentence,
-                   std::byte* chunk,
-                   uint32_t layer,
-                   uint32_t kv_head) {
-  const BodyLayout& layout = task.model->layout;
-  const uint32_t tokens = layout.block_tokens();
-  const uint64_t k_row = uint64_t{layout.k_dim(layer)} * layout.element_bytes();
-  const uint64_t v_row = uint64_t{layout.v_dim(layer)} * layout.element_bytes();
-  const uint64_t head_at =
-      (layer - task.layers.first) * task.view.layer_stride + kv_head * task.view.head_stride;
-  for (uint32_t block = 0; block < sentence.span.block_count; ++block) {
-    std::byte* body = chunk + layout.block_offset(layer, kv_head, block, sentence.span.block_count);
-    const uint64_t token =
-        uint64_t{sentence.span.first_block + block} * tokens - task.view.first_token;
-    const uint64_t at = head_at + token * task.view.token_stride;
-    copy_rows({body, task.memory + task.view.k_offset + at, k_row, task.view.token_stride, tokens},
-              task.direction);
-    copy_rows({body + k_row * tokens, task.memory + task.view.v_offset + at, v_row,
-               task.view.token_stride, tokens},
-              task.direction);
-  }
-  return uint64_t{sentence.span.block_count} * layout.block_bytes(layer);
+// Where `layer` begins in its chunk.
+uint64_t layer_offset(const BodyLayout& layout, uint32_t layer, uint32_t blocks) {
+  return layout.block_offset(layer, 0, 0, blocks);
 }
 
 }  // namespace
 
-Result<void> check_view(const StridedKv& view,
-                        uint64_t memory_bytes,
-                        const BodyLayout& layout,
-                        LayerRange layers,
-                        SentenceSpan span) {
-  const uint64_t first_token = uint64_t{span.first_block} * layout.block_tokens();
-  const uint64_t end_token = uint64_t{span.end_block()} * layout.block_tokens();
-  if (first_token < view.first_token) {
-    return Error{ErrorCode::kInvalidArgument, "first_token is " + std::to_string(view.first_token) +
-                                                  ", the first sentence begins at " +
-                                                  std::to_string(first_token)};
-  }
-  // Strides are not negative, so the last row of each layer is its furthest.
-  for (uint32_t layer = layers.first; layer < layers.end(); ++layer) {
-    const struct {
-      const char* name;
-      uint64_t offset;
-      uint64_t row_bytes;
-    } parts[] = {
-        {"k_offset", view.k_offset, uint64_t{layout.k_dim(layer)} * layout.element_bytes()},
-        {"v_offset", view.v_offset, uint64_t{layout.v_dim(layer)} * layout.element_bytes()}};
-    for (const auto& part : parts) {
-      std::optional<uint64_t> end = advance(part.offset, layer - layers.first, view.layer_stride);
-      if (end) end = advance(*end, layout.kv_heads(layer) - 1, view.head_stride);
-      if (end) end = advance(*end, end_token - 1 - view.first_token, view.token_stride);
-      if (end) end = advance(*end, 1, part.row_bytes);
-      if (end && *end <= memory_bytes) continue;
-      return Error{ErrorCode::kInvalidArgument,
-                   std::string(part.name) + " and the strides reach " +
-                       (end ? std::to_string(*end) : std::string("beyond 64 bits")) + " at layer " +
-                       std::to_string(layer) + ", token " + std::to_string(end_token - 1) +
-                       "; the memory has " + std::to_string(memory_bytes) + " bytes"};
-    }
-  }
-  return {};
-}
-
 template <typename Task>
 void CopyRunner::add(SessionId session, Task task) {
-  Job job;
-  job.result.task = task.task;
-  job.result.session = session;
-  job.task = std::move(task);
   auto queue = std::find_if(queues_.begin(), queues_.end(),
                             [&](const Queue& each) { return each.session == session; });
   if (queue == queues_.end()) {
-    queues_.push_back({session, {}});
-    queue = queues_.end() - 1;
+    if (spare_queues_.empty()) spare_queues_.emplace_back();
+    queues_.splice(queues_.end(), spare_queues_, spare_queues_.begin());
+    queue = std::prev(queues_.end());
+    queue->session = session;
+    queue->credit = 0;
   }
-  queue->jobs.push_back(std::move(job));
+  if (spare_jobs_.empty()) spare_jobs_.emplace_back();
+  queue->jobs.splice(queue->jobs.end(), spare_jobs_, spare_jobs_.begin());
+  Job& job = queue->jobs.back();
+  job.result.task = task.task;
+  job.result.session = session;
+  job.task = std::move(task);
 }
 
 template void CopyRunner::add(SessionId, CopyTask);
 template void CopyRunner::add(SessionId, DeriveTask);
 template void CopyRunner::add(SessionId, CopyVectorsTask);
 
+void CopyRunner::end_job(Queue& queue) {
+  queue.jobs.front() = Job{};  // gives back what it held
+  spare_jobs_.splice(spare_jobs_.end(), queue.jobs, queue.jobs.begin());
+}
+
 void CopyRunner::drop(SessionId session) {
-  std::erase_if(queues_, [&](const Queue& each) { return each.session == session; });
+  for (auto queue = queues_.begin(); queue != queues_.end(); ++queue) {
+    if (queue->session != session) continue;
+    while (!queue->jobs.empty()) end_job(*queue);
+    if (queue == queues_.begin()) turn_open_ = false;
+    spare_queues_.splice(spare_queues_.end(), queues_, queue);
+    break;
+  }
+  sums_.drop(session);
 }
 
 size_t CopyRunner::count() const {
@@ -153,28 +67,48 @@ size_t CopyRunner::count() const {
 }
 
 bool CopyRunner::run(uint64_t slice_end_ns) {
-  if (queues_.empty()) return false;
-  Queue& queue = queues_.front();
-  do {
-    Job& job = queue.jobs.front();
-    if (!step(job)) continue;
-    DataCounters::add(counters_.tasks, 1);
-    TaskDone result = std::move(job.result);
-    queue.jobs.pop_front();
-    hooks_.done(std::move(result));
-  } while (!queue.jobs.empty() && hooks_.now_ns() < slice_end_ns);
-  if (!queue.jobs.empty()) queues_.push_back(std::move(queue));
-  queues_.pop_front();
-  return !queues_.empty();
+  bool worked = false;
+  while (!queues_.empty()) {
+    if (worked && hooks_.now_ns() >= slice_end_ns) return true;
+    Queue& queue = queues_.front();
+    if (!turn_open_) queue.credit += kTurnBytes;
+    turn_open_ = true;
+    if (queue.credit > 0) {
+      work(queue);
+      worked = true;
+    }
+    if (queue.jobs.empty()) {
+      spare_queues_.splice(spare_queues_.end(), queues_, queues_.begin());
+      turn_open_ = false;
+    } else if (queue.credit <= 0) {  // what it used too much it pays in its next turns
+      queues_.splice(queues_.end(), queues_, queues_.begin());
+      turn_open_ = false;
+    }
+  }
+  return false;
 }
 
-bool CopyRunner::step(Job& job) {
+// One unit of the first job.
+void CopyRunner::work(Queue& queue) {
+  Job& job = queue.jobs.front();
+  const Unit done = step(job);
+  queue.credit -= static_cast<int64_t>(done.cost_bytes);
+  if (!done.last) return;
+  queue.credit -= kTaskBytes;
+  stores_done();
+  DataCounters::add(counters_.tasks, 1);
+  TaskDone result = std::move(job.result);
+  end_job(queue);
+  hooks_.done(std::move(result));
+}
+
+CopyRunner::Unit CopyRunner::step(Job& job) {
   return std::visit(
       [&](const auto& task) {
         if (!job.started) {
           job.started = true;
           job.result.status = start(job, task);
-          return !job.result.status.ok();
+          if (!job.result.status.ok()) return Unit{0, true};
         }
         return unit(job, task);
       },
@@ -194,111 +128,113 @@ Result<void> CopyRunner::start(Job& job, const CopyTask& task) {
                                                   ") of a model of " +
                                                   std::to_string(layout.layer_count())};
   }
+  uint64_t bytes = 0;
   for (const SentenceExtents& sentence : task.sentences) {
     if (Result<void> inside =
             check_view(task.view, task.memory_bytes, layout, task.layers, sentence.span);
         !inside.ok()) {
       return inside;
     }
+    for (uint32_t layer = task.layers.first; layer < task.layers.end(); ++layer) {
+      bytes +=
+          uint64_t{layout.kv_heads(layer)} * sentence.span.block_count * layout.block_bytes(layer);
+    }
   }
+  job.around_caches = bytes > kCachedLoadBytesMax;
   return {};
 }
 
-bool CopyRunner::unit(Job& job, const CopyTask& task) {
-  if (job.sentence == task.sentences.size()) return true;
+CopyRunner::Unit CopyRunner::unit(Job& job, const CopyTask& task) {
+  if (job.sentence == task.sentences.size()) return {0, true};
   const BodyLayout& layout = task.model->layout;
   const SentenceExtents& sentence = task.sentences[job.sentence];
-  const uint32_t first_chunk = layout.chunk_of(task.layers.first);
+  uint64_t cost = 0;
   if (job.layer < task.layers.end()) {
-    std::byte* chunk =
-        chunk_at(job.arena, layout, sentence, first_chunk, layout.chunk_of(job.layer));
-    const uint64_t bytes = copy_head(task, sentence, chunk, job.layer, job.kv_head);
-    job.result.bytes += bytes;
-    DataCounters::add(
-        task.direction == CopyDirection::kPut ? counters_.bytes_put : counters_.bytes_loaded,
-        bytes);
+    cost = task.direction == CopyDirection::kPut ? put_unit(job, task) : load_unit(job, task);
+    job.result.bytes += cost;
     if (++job.kv_head == layout.kv_heads(job.layer)) {
+      if (task.direction == CopyDirection::kPut) layer_written(job, task);
       job.kv_head = 0;
       ++job.layer;
     }
-  } else if (job.sum < sentence.checksum_chunks.size()) {
-    // Of the extent: the client cannot change what was copied.
-    const uint32_t index = sentence.checksum_chunks[job.sum++];
-    const std::byte* chunk = chunk_at(job.arena, layout, sentence, first_chunk, index);
-    job.result.sums.push_back(
-        {job.sentence, index,
-         checksum({chunk, layout.chunk_bytes(index, sentence.span.block_count)})});
+  } else {
+    cost = sum_unit(job, task);
   }
   if (job.layer == task.layers.end() && job.sum == sentence.checksum_chunks.size()) {
     job.layer = task.layers.first;
     job.sum = 0;
+    job.whole.clear();
     ++job.sentence;
   }
-  return job.sentence == task.sentences.size();
+  return {cost, job.sentence == task.sentences.size()};
 }
 
-// ---- vectors ------------------------------------------------------------------------------------
-
-Result<void> CopyRunner::start(Job& job, const DeriveTask& task) {
-  job.arena = hooks_.arena(task.space);
-  job.vectors.emplace(task.model->descriptor, task.index);
-  return {};
-}
-
-bool CopyRunner::unit(Job& job, const DeriveTask& task) {
-  if (job.sentence == task.sentences.size()) return true;
+uint64_t CopyRunner::put_unit(Job& job, const CopyTask& task) {
   const BodyLayout& layout = task.model->layout;
   const SentenceExtents& sentence = task.sentences[job.sentence];
-  const uint32_t blocks = sentence.span.block_count;
-  if (job.layer == 0) {
-    job.blob = std::make_shared<std::vector<std::byte>>(job.vectors->blob_bytes(blocks));
+  const uint32_t index = layout.chunk_of(job.layer);
+  const LayerRange of = layout.chunk_layers(index);
+  if (job.kv_head == 0 && (job.layer == of.first || job.layer == task.layers.first)) {
+    job.open_sum = sums_.take({job.result.session, sentence.uid, index},
+                              layer_offset(layout, job.layer, sentence.span.block_count));
   }
-  DeriveChunk part;
-  part.chunk = chunk_at(job.arena, layout, sentence, 0, layout.chunk_of(job.layer));
-  part.layers = {job.layer, 1};
-  part.blocks = blocks;
-  part.dtype = task.model->descriptor.dtype;
-  derive_layers(layout, *job.vectors, part, *job.blob, derive_scratch_);
-  if (++job.layer == layout.layer_count()) {
-    job.layer = 0;
-    job.result.vectors.push_back(std::move(job.blob));
-    ++job.sentence;
-  }
-  return job.sentence == task.sentences.size();
+  std::byte* chunk =
+      chunk_at(job.arena, layout, sentence, layout.chunk_of(task.layers.first), index);
+  ChecksumStream* const stream = job.open_sum == nullptr ? nullptr : &job.open_sum->stream;
+  const uint64_t bytes = put_head({task, sentence, chunk, job.layer, job.kv_head}, stream);
+  if (job.open_sum != nullptr) job.open_sum->bytes += bytes;
+  DataCounters::add(counters_.bytes_put, bytes);
+  return bytes;
 }
 
-Result<void> CopyRunner::start(Job& job, const CopyVectorsTask& task) {
-  job.vectors.emplace(task.model->descriptor, task.index);
-  uint64_t needed = 0;
-  for (const SentenceSpan& span : task.spans) needed += job.vectors->blob_bytes(span.block_count);
-  if (needed != task.bytes || task.bytes > task.memory_bytes ||
-      task.offset > task.memory_bytes - task.bytes) {
-    return Error{ErrorCode::kInvalidArgument,
-                 "vectors of " + std::to_string(task.spans.size()) + " sentences are " +
-                     std::to_string(needed) + " bytes; given are " + std::to_string(task.bytes) +
-                     " at " + std::to_string(task.offset) + " of a memory of " +
-                     std::to_string(task.memory_bytes)};
+// After the last head of a layer: what becomes of the chunk's sum.
+void CopyRunner::layer_written(Job& job, const CopyTask& task) {
+  const BodyLayout& layout = task.model->layout;
+  const SentenceExtents& sentence = task.sentences[job.sentence];
+  const uint32_t index = layout.chunk_of(job.layer);
+  const bool ends =
+      job.layer + 1 == layout.chunk_layers(index).end() || job.layer + 1 == task.layers.end();
+  if (job.open_sum == nullptr || !ends) return;
+  OpenSums::Sum& sum = *std::exchange(job.open_sum, nullptr);
+  if (sum.bytes == layout.chunk_bytes(index, sentence.span.block_count)) {
+    job.whole.push_back({job.sentence, index, sum.stream.sum()});
+    sums_.free(sum);
+  } else if (sentence.uid == SentenceUid{}) {
+    sums_.free(sum);
+  } else {
+    sums_.give_back(sum);
   }
-  return {};
 }
 
-bool CopyRunner::unit(Job& job, const CopyVectorsTask& task) {
-  if (job.sentence == task.spans.size()) return true;
-  const uint32_t blocks = task.spans[job.sentence].block_count;
-  const std::byte* from = task.memory + task.offset + job.from;
-  const uint64_t bytes = job.vectors->blob_bytes(blocks);
-  auto blob = std::make_shared<std::vector<std::byte>>(from, from + bytes);
-  if (Result<void> valid = check_blob(*job.vectors, blocks, *blob); !valid.ok()) {
-    job.result.status =
-        Error{valid.error().code,
-              "vectors of sentence " + std::to_string(job.sentence) + ": " + valid.error().message};
-    job.result.vectors.clear();
-    return true;
+uint64_t CopyRunner::load_unit(const Job& job, const CopyTask& task) {
+  const BodyLayout& layout = task.model->layout;
+  const SentenceExtents& sentence = task.sentences[job.sentence];
+  std::byte* chunk = chunk_at(job.arena, layout, sentence, layout.chunk_of(task.layers.first),
+                              layout.chunk_of(job.layer));
+  const uint64_t bytes =
+      load_head({task, sentence, chunk, job.layer, job.kv_head}, job.around_caches);
+  DataCounters::add(counters_.bytes_loaded, bytes);
+  return bytes;
+}
+
+// The sum of the next chunk that is whole now: made while it was copied, or of the extent, where
+// the client cannot change it.
+uint64_t CopyRunner::sum_unit(Job& job, const CopyTask& task) {
+  const BodyLayout& layout = task.model->layout;
+  const SentenceExtents& sentence = task.sentences[job.sentence];
+  const uint32_t index = sentence.checksum_chunks[job.sum++];
+  const auto made = std::find_if(job.whole.begin(), job.whole.end(),
+                                 [&](const TaskDone::Sum& sum) { return sum.chunk == index; });
+  if (made != job.whole.end()) {
+    job.result.sums.push_back(*made);
+    return 0;
   }
-  job.from += bytes;
-  job.result.bytes += bytes;
-  job.result.vectors.push_back(std::move(blob));
-  return ++job.sentence == task.spans.size();
+  const std::byte* chunk =
+      chunk_at(job.arena, layout, sentence, layout.chunk_of(task.layers.first), index);
+  const uint64_t bytes = layout.chunk_bytes(index, sentence.span.block_count);
+  job.result.sums.push_back({job.sentence, index, checksum({chunk, bytes})});
+  DataCounters::add(counters_.bytes_summed_again, bytes);
+  return bytes;
 }
 
 }  // namespace skv

@@ -1,38 +1,30 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
-#include <unordered_map>
 #include <variant>
 #include <vector>
 
+#include "daemon/data/copy_rows.h"
 #include "daemon/data/data_messages.h"
+#include "daemon/data/open_sums.h"
 #include "daemon/data/statistics.h"
 #include "kernels/vectors.h"
 
 namespace skv {
 
-// The host tier of a space, as copies see it.
-struct ArenaView {
-  std::byte* base = nullptr;
-  uint64_t bytes = 0;
-};
-
-// Whether a strided view stays inside `memory_bytes` for these layers and tokens. Overflow-safe:
-// all of `view` is a client's word. kInvalidArgument says which end leaves it.
-Result<void> check_view(const StridedKv& view,
-                        uint64_t memory_bytes,
-                        const BodyLayout& layout,
-                        LayerRange layers,
-                        SentenceSpan span);
-
-// Copies between registered memories and host extents, and derives vectors, a small unit at a time.
+// Copies between registered memories and host extents, and derives vectors, a small unit at a time
+// (one (sentence, layer, kv head), tens of KiB).
 //
-// Tasks of one session run one after the other in their order; sessions take turns by slices.
-//
+// Turns   tasks of one session run one after the other in their order. Sessions take turns by
+//         deficit round robin in bytes: each turn is worth kTurnBytes, each task costs kTaskBytes
+//         more than what it copies. So one that has many or large tasks queued delays another's by
+//         kTurnBytes and a unit, however much it has.
+// Sums    a put's checksums are made in the pass that copies, from what was written (OpenSums).
+// Memory  queues, jobs and sums are used again: steady work allocates what its task brings.
 // Thread  data thread.
 // Owns    the tasks. Extents are leased by the loop until TaskDone.
 class CopyRunner {
@@ -57,8 +49,10 @@ class CopyRunner {
     add(session, std::move(task));
   }
 
-  // At least one unit of the session whose turn it is, then more until the slice ends. True: there
-  // is more to do.
+  static constexpr int64_t kTurnBytes = 64 * 1024;  // 5 to 10 us of copying
+  static constexpr int64_t kTaskBytes = 4 * 1024;
+
+  // At least one unit, then more until the slice ends. True: there is more to do.
   bool run(uint64_t slice_end_ns);
   // Its tasks end without a word.
   void drop(SessionId session);
@@ -70,33 +64,52 @@ class CopyRunner {
     bool started = false;
     ArenaView arena;
     TaskDone result;
-    std::optional<VectorsLayout> vectors;          // derive, vectors copy
-    std::shared_ptr<std::vector<std::byte>> blob;  // derive: of the current sentence
-    uint32_t sentence = 0;                         // where it goes on
+    uint32_t sentence = 0;  // where it goes on
     uint32_t layer = 0;
     uint32_t kv_head = 0;
-    uint32_t sum = 0;   // of checksum_chunks
-    uint64_t from = 0;  // vectors copy: bytes taken
+    // Copies.
+    bool around_caches = false;
+    uint32_t sum = 0;                   // of checksum_chunks
+    OpenSums::Sum* open_sum = nullptr;  // of the chunk that is being written
+    std::vector<TaskDone::Sum> whole;   // of this sentence
+    // Vectors.
+    std::optional<VectorsLayout> vectors;
+    std::shared_ptr<std::vector<std::byte>> blob;  // derive: of the current sentence
+    uint64_t from = 0;                             // vectors copy: bytes taken
   };
   struct Queue {
     SessionId session{};
-    std::deque<Job> jobs;
+    int64_t credit = 0;  // bytes; below 0: a debt
+    std::list<Job> jobs;
+  };
+  struct Unit {
+    uint64_t cost_bytes = 0;
+    bool last = false;
   };
 
   template <typename Task>
   void add(SessionId session, Task task);
-  // One unit; true: the job is done.
-  bool step(Job& job);
+  void work(Queue& queue);
+  void end_job(Queue& queue);
+  Unit step(Job& job);
   Result<void> start(Job& job, const CopyTask& task);
   Result<void> start(Job& job, const DeriveTask& task);
   Result<void> start(Job& job, const CopyVectorsTask& task);
-  bool unit(Job& job, const CopyTask& task);
-  bool unit(Job& job, const DeriveTask& task);
-  bool unit(Job& job, const CopyVectorsTask& task);
+  Unit unit(Job& job, const CopyTask& task);
+  Unit unit(Job& job, const DeriveTask& task);
+  Unit unit(Job& job, const CopyVectorsTask& task);
+  uint64_t put_unit(Job& job, const CopyTask& task);
+  void layer_written(Job& job, const CopyTask& task);
+  uint64_t load_unit(const Job& job, const CopyTask& task);
+  uint64_t sum_unit(Job& job, const CopyTask& task);
 
   Hooks hooks_;
   DataCounters& counters_;
-  std::deque<Queue> queues_;  // the front's turn; none is empty
+  std::list<Queue> queues_;  // the front's turn; none is empty
+  bool turn_open_ = false;   // the front has its credit for this turn
+  std::list<Queue> spare_queues_;
+  std::list<Job> spare_jobs_;
+  OpenSums sums_;
   DeriveScratch derive_scratch_;
 };
 

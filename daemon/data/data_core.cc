@@ -80,11 +80,12 @@ void DataCore::handle(DataCommand command) {
 
 uint64_t DataCore::step() {
   const uint64_t slice_ns = uint64_t{options_.slice_us} * 1000;
+  const uint64_t copy_slice_ns = uint64_t{options_.copy_slice_us} * 1000;
   poll_pool();
   bool more = take_submissions();
   more |= feed_slice(now_ns() + slice_ns);
   more |= prefetches_.run(now_ns() + slice_ns);
-  more |= copies_.run(now_ns() + slice_ns);
+  more |= copies_.run(now_ns() + copy_slice_ns);
   answer_loop();
   finish_closing();
   return next_wake_ns(more);

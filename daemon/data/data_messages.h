@@ -156,6 +156,7 @@ struct SentenceExtents {
   SentenceSpan span;
   std::vector<uint64_t> extents;
   std::vector<uint32_t> checksum_chunks;  // put: chunks that are whole after this copy
+  SentenceUid uid{};  // put: lets a sum go on from one task to the next; 0: none does
 };
 enum class CopyDirection : uint8_t { kPut = 0, kLoad = 1 };  // into, out of the host tier
 

@@ -236,6 +236,7 @@ DataStatistics DataThread::statistics() const {
   to.bytes_moved = get(from.bytes_moved);
   to.bytes_put = get(from.bytes_put);
   to.bytes_loaded = get(from.bytes_loaded);
+  to.bytes_summed_again = get(from.bytes_summed_again);
   to.tasks = get(from.tasks);
   to.rank_us = get(from.rank_ns) / 1000;
   to.prefetch_us = get(from.prefetch_us);

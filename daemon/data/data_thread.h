@@ -12,7 +12,10 @@
 namespace skv {
 
 struct DataOptions {
-  uint32_t slice_us = 200;              // most work between two looks at the channels
+  uint32_t slice_us = 200;  // most work between two looks at the channels
+  // The same for copies: short, because what waits behind one is a prefetch or somebody's first
+  // copy, and both may take less than a slice of ranking.
+  uint32_t copy_slice_us = 30;
   uint32_t spin_us = 0;                 // most that it looks before it sleeps (ipc/spin.h)
   uint32_t spin_cores = 3;              // never with fewer
   uint32_t wait_deadline_us = 100'000;  // cold = wait without a deadline of its own
@@ -36,6 +39,7 @@ struct DataStatistics {
   uint64_t bytes_moved = 0;  // host to device slots
   uint64_t bytes_put = 0;
   uint64_t bytes_loaded = 0;
+  uint64_t bytes_summed_again = 0;
   uint64_t tasks = 0;
   uint64_t rank_us = 0;      // inside ranking, all prefetches
   uint64_t prefetch_us = 0;  // sum of daemon_us

@@ -89,6 +89,7 @@ struct Prefetch {
   PrefetchRequest request;
   std::shared_ptr<Window> window;
   Stage stage = Stage::kQueued;
+  uint64_t turn = 0;  // when it was last worked
 
   uint64_t version = 0;         // that it will publish
   uint32_t sentence_count = 0;  // of the feed, when it began

@@ -14,7 +14,12 @@
 namespace skv {
 
 // Works prefetches: rank, cut, difference, moves, tables, completion. One per window at a time, in
-// the order they came; those of different windows take turns by slices.
+// the order they came.
+//
+// Turns   go to the session that was worked least, by the clock, since it last had nothing to do;
+//         inside it to the prefetch that waited longest. A turn is kTurnNs and the unit that is
+//         being done (one (layer, kv head), one layer's tables): so a session with many or large
+//         prefetches takes half of the time from another, not more.
 //
 // A guess ends where the others publish: what it moved lies in slots, first to be given up again,
 // and the prefetch that confirms it finds it there.
@@ -46,6 +51,8 @@ class PrefetchRunner {
   // When something has to be done though nothing happened; UINT64_MAX: never.
   uint64_t next_deadline_ns() const;
 
+  static constexpr uint64_t kTurnNs = 50'000;
+
   void chunk_arrived(const ChunkRef& chunk);
   void chunk_failed(const ChunkRef& chunk);
   // False: not a ticket of a batch.
@@ -63,6 +70,13 @@ class PrefetchRunner {
     std::vector<ExtentLease> leases;
   };
 
+  // What one session was worked, on a clock that stands while it has nothing to do.
+  struct Account {
+    SessionId session{};
+    uint64_t worked_ns = 0;
+  };
+  Account& account_of(SessionId session);
+  Prefetch* next_turn();
   bool runnable(const Prefetch& prefetch) const;
   void work(Prefetch& prefetch, uint64_t slice_end_ns);
   void begin(Prefetch& prefetch);
@@ -102,8 +116,10 @@ class PrefetchRunner {
   DataCounters& counters_;
   std::vector<std::unique_ptr<Prefetch>> prefetches_;  // in order of arrival
   std::vector<std::unique_ptr<Prefetch>> spare_;       // done, kept for their memory
-  size_t turn_ = 0;                                    // where the next slice begins
-  std::unordered_map<uint64_t, Batch> batches_;        // by ticket
+  std::vector<Account> accounts_;                      // of sessions with prefetches
+  uint64_t least_worked_ns_ = 0;                       // where a new account begins
+  uint64_t turns_ = 0;
+  std::unordered_map<uint64_t, Batch> batches_;  // by ticket
   RankScratch rank_scratch_;
   CutScratch cut_scratch_;
   LayerTable table_;

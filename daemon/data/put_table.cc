@@ -128,6 +128,7 @@ void PutTable::write(SessionId id, const PutWrite& message, Done done) {
     Put& put = session.puts.at(uid);
     SentenceExtents part;
     part.span = put.place.span;
+    part.uid = uid;
     part.extents.assign(put.place.extents.begin() + first_chunk,
                         put.place.extents.begin() + end_chunk);
     ++put.copies;

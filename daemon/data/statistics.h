@@ -64,6 +64,7 @@ struct DataCounters {
   Counter bytes_moved{0};
   Counter bytes_put{0};
   Counter bytes_loaded{0};
+  Counter bytes_summed_again{0};  // put: of chunks whose layers came out of order
   Counter tasks{0};
   Counter rank_ns{0};
   Counter prefetch_us{0};

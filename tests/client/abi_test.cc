@@ -270,6 +270,7 @@ TEST_F(AbiTest, LeasesAreReleasedOnce) {
   EXPECT_EQ(skv_lease_get_layer(lease, 3, 1, &where), SKV_E_INVALID_ARGUMENT);
   ASSERT_EQ(skv_lease_release(lease), 0);
   EXPECT_EQ(skv_lease_release(lease), SKV_E_UNKNOWN_HANDLE);
+  EXPECT_EQ(append(1), 0) << "answered after the release, which nobody waits for";
   EXPECT_EQ(server.count(Verb::kRelease), 1U);
 }
 

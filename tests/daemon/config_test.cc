@@ -93,7 +93,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Wrong{"UnknownKey",
               "[tiers.host]\nbudgett = \"1GiB\"\n",
-              {"t.toml:2: tiers.host.budgett: unknown key; allowed in [tiers.host]: budget, slab"}},
+              {"t.toml:2: tiers.host.budgett: unknown key; allowed in [tiers.host]: budget, slab, "
+               "warm"}},
         Wrong{"UnknownSection",
               "\n[tier]\nx = 1\n",
               {"t.toml:2: tier: unknown key; allowed at the top: socket, log, tiers, data, "

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <random>
+#include <thread>
 
 #include "tests/daemon/data_harness.h"
 
@@ -113,6 +115,80 @@ TEST_F(DataCopy, LayerByLayerMakesTheSameSums) {
   EXPECT_EQ(after, before);
 }
 
+// Goal: the sum of a chunk that comes in several puts is made while it is copied when its layers
+// come in order, and is that of the extent whatever the order and however often they come.
+// Method: layers 0 and 1 are one chunk. Each case is a list of writes, the last of which asks for
+// the sum; bytes summed a second time tell how it was made.
+TEST_F(DataCopy, ASumGoesOnFromOnePutToTheNext) {
+  struct Case {
+    std::vector<uint32_t> layers;
+    bool in_one_pass;
+  };
+  const Case cases[] = {{{0, 1}, true},     {{1, 0}, false},      {{0, 0, 1}, true},
+                        {{0, 1, 1}, false}, {{0, 1, 0}, false},   {{0, 1, 0, 1}, true},
+                        {{1, 0, 1}, true},  {{0, 2, 1, 1}, false}};
+  harness_.add_sentences(1);
+  TestSentence& sentence = harness_.sentences()[0];
+  const uint64_t k_bytes = sentence.k.size() * 4;
+  const uint64_t bytes = harness_.layout().chunk_bytes(0, sentence.span.block_count);
+  std::vector<std::byte> memory(2 * k_bytes);
+  uint8_t round = 0;
+  for (const Case& each : cases) {
+    const uint64_t again = harness_.counters().bytes_summed_again;
+    std::vector<TaskDone::Sum> sums;
+    for (size_t i = 0; i < each.layers.size(); ++i) {
+      std::memset(memory.data(), ++round, memory.size());
+      const uint32_t layer = each.layers[i];
+      CopyTask put = task(CopyDirection::kPut, memory);
+      put.view = harness_.view(sentence, k_bytes);
+      put.layers = {layer, 1};
+      put.sentences = {extents_of(sentence, harness_.layout().chunk_of(layer))};
+      put.sentences[0].uid = sentence.uid;
+      if (i + 1 == each.layers.size()) put.sentences[0].checksum_chunks = {0};
+      TaskDone done = run(std::move(put));
+      ASSERT_TRUE(done.status.ok());
+      sums = std::move(done.sums);
+    }
+    ASSERT_EQ(sums.size(), 1U);
+    EXPECT_EQ(sums[0].sum, checksum({harness_.arena().data() + sentence.chunks[0].offset, bytes}))
+        << "case " << &each - cases;
+    EXPECT_EQ(harness_.counters().bytes_summed_again - again, each.in_one_pass ? 0 : bytes)
+        << "case " << &each - cases;
+  }
+}
+
+// Goal: the sum is that of the bytes in the extent, never of bytes that a client put in their place
+// while they were copied.
+// Method: a second thread changes the source all the time.
+TEST_F(DataCopy, ASourceThatChangesIsSummedAsItWasCopied) {
+  harness_.add_sentences(1);
+  const TestSentence& sentence = harness_.sentences()[0];
+  const uint64_t k_bytes = sentence.k.size() * 4;
+  std::vector<std::byte> memory(2 * k_bytes);
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    volatile auto* words = reinterpret_cast<uint64_t*>(memory.data());
+    for (uint64_t value = 0; !stop; ++value) {
+      for (size_t i = 0; i < memory.size() / 8; i += 7) words[i] = value;
+    }
+  });
+  for (int i = 0; i < 50; ++i) {
+    CopyTask put = task(CopyDirection::kPut, memory);
+    put.view = harness_.view(sentence, k_bytes);
+    put.sentences = {extents_of(sentence)};
+    put.sentences[0].checksum_chunks = {0, 1};
+    const TaskDone done = run(std::move(put));
+    ASSERT_EQ(done.sums.size(), 2U);
+    for (const TaskDone::Sum& sum : done.sums) {
+      const uint64_t bytes = harness_.layout().chunk_bytes(sum.chunk, sentence.span.block_count);
+      EXPECT_EQ(sum.sum,
+                checksum({harness_.arena().data() + sentence.chunks[sum.chunk].offset, bytes}));
+    }
+  }
+  stop = true;
+  writer.join();
+}
+
 // Goal: no view of a client makes us leave its memory.
 TEST_F(DataCopy, AViewOutsideItsMemoryIsRefusedBeforeAnyByte) {
   harness_.add_sentences(1);
@@ -217,6 +293,54 @@ TEST(DataCopyTurns, SessionsTakeTurns) {
   EXPECT_EQ(done[0].task, TaskId{3});
   EXPECT_EQ(done[1].task, TaskId{1}) << "in order inside a session";
   EXPECT_EQ(done[2].task, TaskId{2});
+}
+
+// Goal: however much one session has queued, another's copy waits for a turn and a unit of it.
+// Method: bytes are counted, not timed: session 1 has 64 large puts queued, session 2 comes with a
+// small one; what session 1 had copied more when that one ended.
+TEST(DataCopyTurns, ADeepQueueDelaysAnothersCopyByATurn) {
+  HarnessSetup setup;
+  setup.tick_ns = 31'000;  // a slice is one unit
+  DataHarness harness(setup);
+  harness.add_sentences(6);
+  const TestSentence& sentence = harness.sentences()[0];
+  const uint64_t k_bytes = sentence.k.size() * 4;
+  std::vector<std::byte> memory(2 * k_bytes, std::byte{3});
+  const auto put = [&](uint64_t task, uint32_t session, LayerRange layers) {
+    CopyTask made;
+    made.task = TaskId{task};
+    made.session = SessionId{session};
+    made.space = DataHarness::kSpace;
+    made.model = harness.model();
+    made.memory = memory.data();
+    made.memory_bytes = memory.size();
+    made.view = harness.view(sentence, k_bytes);
+    made.layers = layers;
+    made.sentences = {{sentence.span, {sentence.chunks[0].offset, sentence.chunks[1].offset}, {}}};
+    harness.core().handle(std::move(made));
+  };
+  const uint64_t body = harness.layout().body_bytes(sentence.span.block_count);
+  const uint64_t unit = uint64_t{sentence.span.block_count} * harness.layout().block_bytes(0);
+  for (uint64_t i = 0; i < 64; ++i) put(100 + i, 1, {0, 3});
+  for (int i = 0; i < 5; ++i) harness.core().step();  // in the middle of one
+
+  for (uint64_t small = 1; small <= 20; ++small) {
+    const uint64_t before = harness.counters().bytes_put;
+    put(small, 2, {0, 1});
+    bool ended = false;
+    for (int i = 0; i < 1000 && !ended; ++i) {
+      harness.core().step();
+      for (const DataEvent& event : harness.core().events()) {
+        const auto* done = std::get_if<TaskDone>(&event);
+        ended = ended || (done != nullptr && done->session == SessionId{2});
+      }
+      harness.core().events().clear();
+    }
+    ASSERT_TRUE(ended);
+    const uint64_t others = harness.counters().bytes_put - before - 2 * unit;
+    EXPECT_LE(others, static_cast<uint64_t>(CopyRunner::kTurnBytes) * 2 + unit)
+        << "of " << 64 * body << " queued";
+  }
 }
 
 }  // namespace

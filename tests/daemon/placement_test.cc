@@ -93,15 +93,18 @@ TEST(Placement, CancelAndSessionEndGiveEverythingBack) {
   EXPECT_EQ(world.placement->put_cancel(kA, (**results)[0].uid), PutOutcome::kCancelled);
   EXPECT_EQ(world.placement->put_cancel(kA, (**results)[0].uid), PutOutcome::kNotReserved);
   // A copy task still writes this one: its extents stay until the lease comes back.
-  const auto lease = world.placement->lease(kA, (**results)[1].uid, 0);
-  ASSERT_TRUE(lease.has_value());
-  EXPECT_FALSE(world.placement->lease(kB, (**results)[1].uid, 0).has_value());
+  std::vector<ChunkLease> leases;
+  const SentenceUid uid = (**results)[1].uid;
+  ASSERT_TRUE(world.placement->lease(kA, uid, 0, 1, leases));
+  EXPECT_FALSE(world.placement->lease(kB, uid, 0, 1, leases));
+  EXPECT_FALSE(world.placement->lease(kA, uid, 0, 1000, leases));
+  EXPECT_EQ(leases.size(), 1U) << "at once or not at all";
   world.placement->end_session(kA);
   EXPECT_EQ(world.placement->charge(kA).chunk_leases, 1U);
-  EXPECT_EQ(world.placement->usage().host_bytes, lease->bytes);
+  EXPECT_EQ(world.placement->usage().host_bytes, leases[0].bytes);
   EXPECT_EQ(world.directory->sentence_count(), 0U);
   EXPECT_EQ(world.directory->boundary_count(), 0U);
-  world.placement->release(*lease);
+  world.placement->release(leases);
   EXPECT_EQ(world.placement->usage().host_bytes, 0U);
   EXPECT_TRUE(world.placement->charge(kA).zero());
 }
@@ -141,7 +144,7 @@ TEST(Placement, LeasedChunksStayAndAFullHostIsAnOutcome) {
   std::vector<ChunkLease> leases;
   for (const auto& result : results) {
     for (uint32_t chunk = 0; chunk < 2; ++chunk) {
-      leases.push_back(*world.placement->lease(kA, result.uid, chunk));
+      ASSERT_TRUE(world.placement->lease(kA, result.uid, chunk, 1, leases));
     }
   }
   const Context other = world.chain(kB, 9000, 2);

@@ -108,6 +108,57 @@ TEST(HostStore, PunchedSlabReadsAsZeros) {
   EXPECT_FALSE(all_zero(host.bytes(kSpace, *kept)));
 }
 
+uint64_t pages_of(const HostStore::Arena& arena) {
+  struct stat status {};
+  EXPECT_EQ(fstat(arena.fd, &status), 0);
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+// Goal: what will be written next has its pages before, what emptied last keeps them, and neither
+// takes more than warm_bytes nor anything from the budget.
+// Method: the blocks that the system counts behind the memfd.
+TEST(HostStore, WarmSlabsHavePagesAndGoWhenTheBudgetNeedsThem) {
+  auto made =
+      HostStore::create({.budget_bytes = 8 * kSlab, .slab_bytes = kSlab, .warm_bytes = 3 * kSlab});
+  ASSERT_TRUE(made.ok());
+  HostStore& store = *made.value();
+  const HostStore::Arena mine = store.arena(kSpace).value();
+  store.settle();
+  EXPECT_EQ(store.stats().kept_bytes, 3 * kSlab);
+  EXPECT_EQ(store.stats().charged_bytes, 0U);
+  EXPECT_EQ(pages_of(mine), 3 * kSlab) << "filled ahead";
+
+  // Two slabs come into use, two more are filled; what empties stays warm up to the limit.
+  const auto extent = store.reserve(kSpace, SentenceUid{1}, 0, 2 * kSlab);
+  store.settle();
+  EXPECT_EQ(extent->offset, 0U);
+  EXPECT_EQ(store.stats().kept_bytes, 3 * kSlab);
+  EXPECT_EQ(pages_of(mine), 5 * kSlab);
+  std::memset(store.bytes(kSpace, *extent).data(), 0x44, 2 * kSlab);
+  EXPECT_TRUE(store.erase(SentenceUid{1}, 0));
+  EXPECT_EQ(store.stats().charged_bytes, 0U);
+  EXPECT_EQ(pages_of(mine), 3 * kSlab) << "no more than warm_bytes stay";
+
+  // Another space needs the whole budget: nothing is kept from it.
+  const HostStore::Arena theirs = store.arena(kOther).value();
+  const auto whole = store.reserve(kOther, SentenceUid{2}, 0, 8 * kSlab);
+  ASSERT_TRUE(whole.has_value());
+  store.settle();
+  EXPECT_EQ(store.stats().kept_bytes, 0U);
+  EXPECT_EQ(pages_of(mine), 0U);
+  std::memset(store.bytes(kOther, *whole).data(), 0x55, 8 * kSlab);
+
+  // And of what it gives back some is kept for it, and used before anything else.
+  EXPECT_TRUE(store.erase(SentenceUid{2}, 0));
+  EXPECT_EQ(store.stats().kept_bytes, 3 * kSlab);
+  EXPECT_EQ(pages_of(theirs), 3 * kSlab);
+  const auto again = store.reserve(kOther, SentenceUid{3}, 0, 2 * kSlab);
+  ASSERT_TRUE(again.has_value());
+  store.settle();
+  EXPECT_EQ(store.bytes(kOther, *again)[0], std::byte{0x55});
+  EXPECT_EQ(pages_of(theirs), 5 * kSlab) << "two in use, three filled";
+}
+
 // Goal: a space can never read what another wrote: its arena is other memory.
 TEST(HostStore, ArenasOfSpacesAreApart) {
   auto store = make(4);

@@ -20,6 +20,7 @@ SlotPoolOptions worker_options(uint64_t budget_bytes) {
   options.kind = "emulated";
   options.device_uuid[3] = 0x5A;
   options.budget_bytes = budget_bytes;
+  options.copy_threads = 3;
   options.worker_program = SKV_TEST_WORKER;
   return options;
 }
@@ -35,6 +36,12 @@ INSTANTIATE_TEST_SUITE_P(
                                    [](uint64_t budget_bytes) -> std::unique_ptr<SlotPool> {
                                      return std::make_unique<InlineSlotPool>(
                                          InlineSlotPool::Options{budget_bytes, 5000, false});
+                                   }},
+                      SlotPoolKind{"threads",
+                                   [](uint64_t budget_bytes) -> std::unique_ptr<SlotPool> {
+                                     return std::make_unique<InlineSlotPool>(
+                                         InlineSlotPool::Options{budget_bytes, ~size_t{0}, false,
+                                                                 4});
                                    }},
                       SlotPoolKind{"worker",
                                    [](uint64_t budget_bytes) -> std::unique_ptr<SlotPool> {

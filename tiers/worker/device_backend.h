@@ -43,7 +43,9 @@ class DeviceBackend {
   virtual std::vector<PoolTicket> poll() = 0;  // batches whose bytes are in their slabs
 };
 
-// kUnsupported, by name: what this build does not serve.
-Result<std::unique_ptr<DeviceBackend>> make_device_backend(const std::string& kind);
+// `copy_threads`: of a backend whose processor copies. kUnsupported, by name: what this build does
+// not serve.
+Result<std::unique_ptr<DeviceBackend>> make_device_backend(const std::string& kind,
+                                                           uint32_t copy_threads);
 
 }  // namespace skv

@@ -94,7 +94,8 @@ class DeviceWorker {
         message.value().device_uuid != options_.device_uuid) {
       return Error{ErrorCode::kProtocol, "started for another device than the command line's"};
     }
-    Result<std::unique_ptr<DeviceBackend>> backend = make_device_backend(options_.kind);
+    Result<std::unique_ptr<DeviceBackend>> backend =
+        make_device_backend(options_.kind, message.value().copy_threads);
     if (!backend.ok()) return backend.error();
     Result<MappedMemory> memory =
         MappedMemory::map(frame.fds[0].get(), kWorkerLinkBytes, MappedMemory::Access::kReadWrite);

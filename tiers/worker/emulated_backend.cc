@@ -1,6 +1,5 @@
 #include "tiers/worker/emulated_backend.h"
 
-#include <cstring>
 #include <utility>
 
 namespace skv {
@@ -31,18 +30,15 @@ Result<void> EmulatedBackend::map_arena(SpaceId space, UniqueFd arena, uint64_t 
 void EmulatedBackend::unmap_arena(SpaceId space) { arenas_.erase(space); }
 
 void EmulatedBackend::start(const Batch& batch) {
-  const std::byte* from = arenas_.at(batch.space).data();
-  std::byte* to = slabs_.at(batch.slab).data();
-  for (const SlotPool::Move& move : batch.moves) {
-    std::memcpy(to + move.to, from + move.from, move.bytes);
-  }
+  copier_.run(batch.moves, arenas_.at(batch.space).data(), slabs_.at(batch.slab).data());
   done_.push_back(batch.ticket);
 }
 
 std::vector<PoolTicket> EmulatedBackend::poll() { return std::exchange(done_, {}); }
 
-Result<std::unique_ptr<DeviceBackend>> make_device_backend(const std::string& kind) {
-  if (kind == "emulated") return std::unique_ptr<DeviceBackend>(new EmulatedBackend);
+Result<std::unique_ptr<DeviceBackend>> make_device_backend(const std::string& kind,
+                                                           uint32_t copy_threads) {
+  if (kind == "emulated") return std::unique_ptr<DeviceBackend>(new EmulatedBackend(copy_threads));
   if (kind == "cuda") {
     return Error{ErrorCode::kUnsupported,
                  "cuda device: not served by this build; use device.kind = emulated or none"};

@@ -34,7 +34,8 @@ struct WorkerStart {
   std::string kind;
   std::array<uint8_t, 16> device_uuid{};
   uint64_t budget_bytes = 0;
-  SKV_FIELDS(kind, device_uuid, budget_bytes)
+  uint32_t copy_threads = 1;
+  SKV_FIELDS(kind, device_uuid, budget_bytes, copy_threads)
 };
 struct WorkerMapArena {
   uint32_t space = 0;

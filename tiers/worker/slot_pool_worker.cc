@@ -43,7 +43,8 @@ std::vector<uint8_t> request(WorkerVerb verb,
 }  // namespace
 
 Result<std::unique_ptr<SlotPool>> WorkerSlotPool::create(const SlotPoolOptions& options) {
-  if (Result<std::unique_ptr<DeviceBackend>> backend = make_device_backend(options.kind);
+  if (Result<std::unique_ptr<DeviceBackend>> backend =
+          make_device_backend(options.kind, options.copy_threads);
       !backend.ok()) {
     return backend.error();
   }
@@ -123,6 +124,7 @@ Result<std::unique_ptr<WorkerSlotPool::Worker>> WorkerSlotPool::spawn() {
   message.kind = options_.kind;
   message.device_uuid = options_.device_uuid;
   message.budget_bytes = options_.budget_bytes;
+  message.copy_threads = options_.copy_threads;
   std::vector<UniqueFd> fds;
   fds.push_back(std::move(memory).value());
   fds.push_back(duplicate(worker->doorbell.get()));
