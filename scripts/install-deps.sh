@@ -12,6 +12,8 @@ packages=(
   # tests, checks
   libgtest-dev libgmock-dev librapidcheck-dev
   clang clang-format clang-tidy libclang-rt-14-dev systemd
+  # benchmarks: what the NVMe tier is held against
+  fio
   # Python package, engine (libicu-dev: PyICU is compiled when the virtual environment is made)
   python3 python3-dev python3-venv python3-numpy libicu-dev
 )

@@ -280,6 +280,11 @@ struct NeedChunks {
   bool urgent = false;  // a prefetch waits
   std::vector<ChunkRef> chunks;
 };
+// Likely to be wanted next, best first: towards the host where there is room, behind all that
+// somebody waits for. No answer but, perhaps, ChunkArrived.
+struct ReadAheadChunks {
+  std::vector<ChunkRef> chunks;
+};
 struct WithdrawDone {
   ChunkRef chunk;
 };
@@ -322,6 +327,7 @@ using DataEvent = std::variant<Pong,
                                SessionClosed,
                                ProtocolError,
                                NeedChunks,
+                               ReadAheadChunks,
                                WithdrawDone,
                                Touched,
                                TaskDone,
