@@ -14,7 +14,8 @@ void ReadAhead::collect(Feed& feed,
   if (residency_.absent_chunks() == 0) return;
   // As much again as is read: what a step reads anew was mostly close below the cut before.
   CutOptions wider = options;
-  wider.budget_blocks = 2 * options.budget_blocks;
+  wider.budget_blocks = 2 * std::min(options.budget_blocks, static_cast<uint32_t>(read.size()));
+  wider.mass = 0.0F;
   const ReadSet more = cut(ranked, wider, scratch_);
   const uint32_t chunk = feed.layout().chunk_of(layer);
   size_t at = 0;

@@ -182,7 +182,7 @@ TEST(DataCold, TheNextBestChunksAreReadAhead) {
       harness.open_window(harness.window_options()).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> query = harness.make_query(kAllLayers);
-  SubmissionEntry entry = harness.entry(kAllLayers);
+  TestSubmission entry = harness.entry(kAllLayers);
   entry.cold = static_cast<uint32_t>(ColdMode::kWait);
   harness.submit(*channel, entry, query);
   harness.run();
@@ -206,7 +206,7 @@ TEST(DataCold, TheNextBestChunksAreReadAhead) {
   harness.arrive(ahead[0]);
   harness.arrive(ahead[1]);
   harness.run();
-  const std::optional<CompletionEntry> done = harness.completion(*channel);
+  const std::optional<TestCompletion> done = harness.completion(*channel);
   ASSERT_TRUE(done);
   reader->done(done->version);
   EXPECT_EQ(harness.counters().read_ahead_asked.load(), ahead.size());
@@ -218,7 +218,7 @@ TEST(DataCold, TheNextBestChunksAreReadAhead) {
   wide.budget_blocks *= 2;
   wide.window = WindowId{77};
   const std::unique_ptr<WindowReader> wide_reader = harness.open_window(wide).value();
-  SubmissionEntry again = entry;
+  TestSubmission again = harness.entry(kAllLayers);
   again.window = 77;
   again.cold = static_cast<uint32_t>(ColdMode::kPartial);
   harness.submit(*channel, again, query);
