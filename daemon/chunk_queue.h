@@ -78,6 +78,23 @@ class ChunkQueue {
     return false;
   }
 
+  // The front of the small queue, if it was not touched since it came and may_go(entry): for what
+  // must not cost anybody a second chance. Forgotten as next() does.
+  template <typename Lookup, typename MayGo>
+  bool next_untouched(Lookup&& lookup, MayGo&& may_go, Entry& chosen) {
+    for (; !small_.empty(); small_.pop_front()) {
+      const Entry entry = small_.front();
+      ChunkQueueNode* node = lookup(entry);
+      if (node == nullptr || node->stamp != entry.stamp) continue;
+      if (node->frequency > 0 || !may_go(entry)) return false;
+      small_.pop_front();
+      forget(*node, entry.bytes);
+      chosen = entry;
+      return true;
+    }
+    return false;
+  }
+
   uint64_t bytes() const { return small_bytes_ + main_bytes_; }
 
  private:

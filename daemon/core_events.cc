@@ -114,6 +114,10 @@ struct Handler {
     }
   }
 
+  void operator()(ReadAheadChunks& event) const {
+    for (const ChunkRef& each : event.chunks) core.placement.read_ahead(each.uid, each.chunk);
+  }
+
   void operator()(WithdrawDone& event) const {
     core.placement.withdraw_done(event.chunk.uid, event.chunk.chunk);
   }

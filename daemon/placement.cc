@@ -42,6 +42,7 @@ void Placement::State::pump() {
     start_reads();
     serve_puts();
     start_vectors_reads();
+    start_vectors_writes();
     finish_flushes();
     again = change_count != before;
   }
@@ -192,7 +193,7 @@ bool Placement::State::in_use(const Sentence& sentence) {
   if (wants.empty()) return false;
   for (uint32_t chunk = 0; chunk < sentence.shape->chunk_count(); ++chunk) {
     const auto at = wants.find({sentence.uid, chunk});
-    if (at != wants.end() && at->second.urgency != Want::Urgency::kWarm) return true;
+    if (at != wants.end() && at->second.demand()) return true;
   }
   return false;
 }

@@ -49,6 +49,8 @@ struct PlacementOptions {
   uint32_t reads_max = 16;            // chunk reads from NVMe in flight
   uint32_t writes_max = 4;            // sentence writes to NVMe in flight
   uint32_t background_reads_max = 8;  // of reads_max, for what nobody waits for
+  uint32_t ahead_reads_max = 4;       // of those, for what nobody has asked for yet
+  uint32_t ahead_queue_max = 256;     // chunks to be read ahead that wait
   uint64_t need_ns = 10'000'000'000;  // need_chunks() is answered within this, with a failure
   uint64_t withdraw_patience_ns = 20'000'000;  // then others are asked to make the room
 };
@@ -73,13 +75,17 @@ struct PlacementCounters {
   uint64_t evictions_corrupt = 0;
   uint64_t evictions_unreachable = 0;  // with a corrupt ancestor
   uint64_t dropped = 0;
-  uint64_t host_hits = 0;  // chunks asked for and found
+  uint64_t read_ahead = 0;  // chunks read before anybody asked for them
+  uint64_t read_ahead_bytes = 0;
+  uint64_t read_ahead_refused = 0;  // no room for them, or too many
+  uint64_t host_hits = 0;           // chunks asked for and found
   uint64_t nvme_hits = 0;
   uint64_t chunk_misses = 0;  // asked for and in no tier
   uint64_t reserves_full = 0;
   uint64_t reserve_waits = 0;  // reservations that had to wait for room
   uint64_t vectors_read = 0;
   uint64_t vectors_dropped = 0;
+  uint64_t vectors_written = 0;  // to a sentence that was on NVMe already
   uint64_t recovered = 0;
   uint64_t recovered_unreachable = 0;
 };
@@ -187,6 +193,9 @@ class Placement final : public Directory::LeafWatcher {
 
   // Events of the data thread.
   void need_chunks(SentenceUid uid, std::span<const uint32_t> chunks, bool urgent);
+  // Towards the host, behind all others, and only into room that is free or that a chunk holds
+  // which nobody read since it came. Dropped where there is none.
+  void read_ahead(SentenceUid uid, uint32_t chunk);
   void withdraw_done(SentenceUid uid, uint32_t chunk);
 
   // All chunks of a sentence towards the host, when there is room (window_open).
@@ -220,8 +229,9 @@ class Placement final : public Directory::LeafWatcher {
     uint32_t dropped = 0;
     uint32_t kept = 0;  // leased, or another stored path needs it
   };
-  // Of these keys (a context's sentences, in order), from the last to the first.
-  DropOutcome drop(std::span<const Digest> keys);
+  // Of these keys (a context's sentences, in order), from the last to the first. They are gone when
+  // this returns; `done` runs when no restart can bring them back either. kIo, kNoSpace: one could.
+  void drop(std::span<const Digest> keys, std::function<void(Result<DropOutcome>)> done);
 
   // All stored sentences of the space durably on NVMe; answers how many are. kUnsupported without
   // an NVMe tier. kIo: the store failed.

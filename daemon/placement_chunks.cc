@@ -144,33 +144,65 @@ void Placement::State::want(const ChunkId& id, Want::Urgency urgency) {
       return;
     }
   }
-  (urgency == Want::Urgency::kUrgent ? urgent_reads : background_reads).push_back(id);
+  read_queue(urgency).push_back(id);
+}
+
+void Placement::read_ahead(SentenceUid uid, uint32_t chunk) {
+  const State::Turn turn(*state_);
+  State& state = *state_;
+  const Sentence* sentence = state.stored(uid);
+  if (sentence == nullptr || !sentence->on_nvme || chunk >= sentence->shape->chunk_count()) return;
+  const State::Body* body = state.find_body(uid);
+  if (body != nullptr && body->chunks[chunk].state != State::ChunkState::kAbsent) return;
+  if (state.ahead_reads.size() >= state.options.ahead_queue_max) {
+    ++state.counters.read_ahead_refused;
+    return;
+  }
+  state.want({uid, chunk}, State::Want::Urgency::kAhead);
+}
+
+std::deque<Placement::State::ChunkId>& Placement::State::read_queue(Want::Urgency urgency) {
+  switch (urgency) {
+    case Want::Urgency::kUrgent:
+      return urgent_reads;
+    case Want::Urgency::kBackground:
+    case Want::Urgency::kWarm:
+      return background_reads;
+    case Want::Urgency::kAhead:
+      break;
+  }
+  return ahead_reads;
+}
+
+std::deque<Placement::State::ChunkId>* Placement::State::next_read_queue() {
+  if (reads_in_flight >= options.reads_max) return nullptr;
+  if (!urgent_reads.empty()) return &urgent_reads;
+  if (background_in_flight >= options.background_reads_max) return nullptr;
+  if (!background_reads.empty()) return &background_reads;
+  if (ahead_reads.empty() || ahead_in_flight >= options.ahead_reads_max) return nullptr;
+  return &ahead_reads;
 }
 
 bool Placement::State::start_reads() {
   if (reads_failed_at_change == change_count) return false;
   bool started = false;
-  while (reads_in_flight < options.reads_max) {
-    const bool urgent = !urgent_reads.empty();
-    std::deque<ChunkId>& queue = urgent ? urgent_reads : background_reads;
-    if (queue.empty() || (!urgent && background_in_flight >= options.background_reads_max)) break;
-    const ChunkId id = queue.front();
+  while (std::deque<ChunkId>* const queue = next_read_queue()) {
+    const ChunkId id = queue->front();
     const auto at = wants.find(id);
-    if (at == wants.end() || at->second.reading ||
-        (at->second.urgency == Want::Urgency::kUrgent) != urgent) {
-      queue.pop_front();
+    if (at == wants.end() || at->second.reading || &read_queue(at->second.urgency) != queue) {
+      queue->pop_front();
       continue;
     }
     const ReadStart outcome = start_read(id, at->second);
     if (outcome == ReadStart::kBusy) store_busy = true;
-    if (outcome == ReadStart::kNoRoom && at->second.urgency != Want::Urgency::kWarm &&
-        may_come_free(SessionId{})) {
+    if (outcome == ReadStart::kNoRoom && at->second.demand() && may_come_free(SessionId{})) {
       reads_failed_at_change = change_count;
       break;
     }
     if (outcome == ReadStart::kBusy) break;
-    queue.pop_front();
+    queue->pop_front();
     if (outcome == ReadStart::kNoRoom) {
+      counters.read_ahead_refused += at->second.urgency == Want::Urgency::kAhead ? 1 : 0;
       fail_want(id, {ErrorCode::kNoSpace, "no room in host memory for the chunk"});
     }
     started |= outcome == ReadStart::kStarted;
@@ -195,19 +227,22 @@ Placement::State::ReadStart Placement::State::start_read(const ChunkId& id, Want
       return ReadStart::kFailed;
     }
   }
-  const auto extent = allocate(*sentence, id.chunk, wanted.urgency != Want::Urgency::kWarm);
+  const auto extent = allocate(*sentence, id.chunk, wanted.urgency);
   if (!extent) return ReadStart::kNoRoom;
   // Making room may have evicted others, never this one: it is wanted, so it is in use.
   const bool background = wanted.urgency != Want::Urgency::kUrgent;
+  const bool ahead = wanted.urgency == Want::Urgency::kAhead;
   BodyRead read;
   read.key = sentence->key;
   read.first_chunk = id.chunk;
   read.chunks = {parts.host->bytes(sentence->space, *extent)};
   read.urgent = !background;
-  read.done = [token = std::weak_ptr<State*>(alive), id, background](const Result<void>& result) {
+  read.done = [token = std::weak_ptr<State*>(alive), id, background,
+               ahead](const Result<void>& result) {
     const auto state = token.lock();
     if (state == nullptr) return;
     if (background) --(*state)->background_in_flight;
+    if (ahead) --(*state)->ahead_in_flight;
     (*state)->on_read(id, result);
   };
   const Result<BodyReadOutcome> outcome = parts.nvme->read(read);
@@ -220,6 +255,11 @@ Placement::State::ReadStart Placement::State::start_read(const ChunkId& id, Want
     ++body.transfers;
     ++reads_in_flight;
     if (background) ++background_in_flight;
+    if (ahead) {
+      ++ahead_in_flight;
+      ++counters.read_ahead;
+      counters.read_ahead_bytes += extent->bytes;
+    }
     wanted.reading = true;
     return ReadStart::kStarted;
   }
@@ -330,7 +370,7 @@ void Placement::State::expire_wants(uint64_t now) {
       wanted.asked = false;
     }
     const bool nobody = !wanted.asked && wanted.requests.empty();
-    if (nobody && !wanted.reading && wanted.urgency != Want::Urgency::kWarm) idle.push_back(id);
+    if (nobody && !wanted.reading && wanted.demand()) idle.push_back(id);
   }
   for (const ChunkId& id : idle) fail_want(id, {ErrorCode::kTimeout, ""});
 }

@@ -64,7 +64,7 @@ Placement::State::Placed Placement::State::place_sentence(OpenPut& put,
   if (sentence == nullptr) return Placed::kFull;
   for (uint32_t chunk = 0; chunk < sentence->shape->chunk_count(); ++chunk) {
     if (find_body(put.current)->chunks[chunk].state != ChunkState::kAbsent) continue;
-    const auto extent = allocate(*sentence, chunk, /*may_evict=*/true);
+    const auto extent = allocate(*sentence, chunk, Want::Urgency::kUrgent);
     if (!extent) return may_come_free(session_id) ? Placed::kWait : Placed::kFull;
     Body& body = *find_body(put.current);
     body.chunks[chunk].state = ChunkState::kReserved;
@@ -135,9 +135,10 @@ PutOutcome Placement::put_cancel(SessionId session, SentenceUid uid) {
   return PutOutcome::kCancelled;
 }
 
-Placement::DropOutcome Placement::drop(std::span<const Digest> keys) {
+void Placement::drop(std::span<const Digest> keys, std::function<void(Result<DropOutcome>)> done) {
   const State::Turn turn(*state_);
   DropOutcome outcome;
+  std::vector<Digest> dropped;
   for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
     const Sentence* sentence = state_->parts.directory->find(*key);
     if (sentence == nullptr || sentence->state != SentenceState::kStored) continue;
@@ -147,11 +148,25 @@ Placement::DropOutcome Placement::drop(std::span<const Digest> keys) {
       ++outcome.kept;
       continue;
     }
+    dropped.push_back(*key);
     state_->remove_sentence(sentence->uid);
     ++state_->counters.dropped;
     ++outcome.dropped;
   }
-  return outcome;
+  if (dropped.empty() || state_->parts.nvme == nullptr) {
+    state_->later([done = std::move(done), outcome] { done(outcome); });
+    return;
+  }
+  // Also what is not on NVMe now: an eviction may have left it in the file.
+  state_->parts.nvme->purge(dropped, [token = std::weak_ptr<State*>(state_->alive), outcome,
+                                      done = std::move(done)](const Result<void>& result) {
+    const auto state = token.lock();
+    if (state == nullptr) return;
+    const State::Turn answered(**state);
+    (*state)->later([done, outcome, result] {
+      done(result.ok() ? Result<DropOutcome>(outcome) : result.error());
+    });
+  });
 }
 
 void Placement::flush(SpaceId space, std::function<void(Result<uint64_t>)> done) {
@@ -174,7 +189,8 @@ void Placement::State::start_flush(std::optional<SpaceId> space,
   }
   std::vector<Sentence*> missing;
   parts.directory->for_each([&](Sentence& sentence) {
-    if (sentence.state != SentenceState::kStored || sentence.on_nvme) return;
+    if (sentence.state != SentenceState::kStored) return;
+    if (sentence.on_nvme && !vectors_unwritten(sentence)) return;
     if (!space || sentence.space == *space) missing.push_back(&sentence);
   });
   // A prefix goes before what continues it: after a crash half-way what was written is reachable.
@@ -186,7 +202,13 @@ void Placement::State::start_flush(std::optional<SpaceId> space,
   run.space = space;
   run.done = std::move(done);
   for (Sentence* sentence : missing) run.missing.insert(sentence->uid);
-  for (Sentence* sentence : missing) request_write(*sentence, /*demote=*/false);
+  for (Sentence* sentence : missing) {
+    if (sentence->on_nvme) {
+      vectors_writes.push_back(sentence->uid);  // also where there was no room before
+    } else {
+      request_write(*sentence, /*demote=*/false);
+    }
+  }
 }
 
 void Placement::State::flush_progress(SentenceUid uid, const Result<void>& outcome) {

@@ -15,8 +15,9 @@ bool Placement::State::over_host_quota(SpaceId space, uint64_t bytes) const {
 
 std::optional<HostExtent> Placement::State::allocate(const Sentence& sentence,
                                                      uint32_t chunk,
-                                                     bool may_evict) {
+                                                     Want::Urgency urgency) {
   const uint64_t bytes = sentence.shape->chunk_storage_bytes(chunk);
+  uint32_t unread = urgency == Want::Urgency::kAhead ? 2 : 0;  // that may go for it
   for (;;) {
     const bool over = over_host_quota(sentence.space, bytes);
     if (!over) {
@@ -24,10 +25,31 @@ std::optional<HostExtent> Placement::State::allocate(const Sentence& sentence,
         return extent;
       }
     }
-    if (!may_evict) return std::nullopt;
+    if (unread > 0 && !over && give_back_unread()) {
+      --unread;
+      continue;
+    }
+    if (urgency <= Want::Urgency::kWarm) return std::nullopt;
     const auto only = over ? std::optional<SpaceId>(sentence.space) : std::nullopt;
     if (make_room(bytes, only) != Room::kFreed) return std::nullopt;
   }
+}
+
+bool Placement::State::give_back_unread() {
+  ChunkQueue::Entry victim;
+  const bool found = chunk_queue.next_untouched(
+      [this](const ChunkQueue::Entry& entry) -> ChunkQueueNode* {
+        Body* body = find_body(entry.uid);
+        return body == nullptr ? nullptr : &body->chunks[entry.chunk].queue;
+      },
+      [this](const ChunkQueue::Entry& entry) {
+        const Body& body = *find_body(entry.uid);
+        return body.sentence->on_nvme && body.sentence->feeds == 0 &&
+               body.chunks[entry.chunk].leases == 0;
+      },
+      victim);
+  if (found) give_back(*find_body(victim.uid), victim.chunk);
+  return found;
 }
 
 uint64_t Placement::State::room_goal(uint64_t bytes) const {
@@ -256,6 +278,10 @@ void Placement::State::on_written(SentenceUid uid, const Result<void>& result) {
     ++counters.nvme_writes;
     counters.nvme_write_bytes += storage(sentence) + sentence.vectors_bytes;
     end_of_demotion(body);
+    if (vectors_unwritten(sentence)) {  // they came while it was written
+      vectors_writes.push_back(uid);
+      return;
+    }
     flush_progress(uid, {});
     return;
   }

@@ -80,8 +80,10 @@ class Placement::State {
   };
   // Somebody wants a chunk on the host that is not there.
   struct Want {
-    enum class Urgency : uint8_t { kWarm = 0, kBackground = 1, kUrgent = 2 };
-    Urgency urgency = Urgency::kWarm;
+    enum class Urgency : uint8_t { kAhead = 0, kWarm = 1, kBackground = 2, kUrgent = 3 };
+    Urgency urgency = Urgency::kAhead;
+    // It may take room from others, and fails where there is none; the other kinds just give up.
+    bool demand() const { return urgency > Urgency::kWarm; }
     bool reading = false;
     bool asked = false;        // by the data thread: it gets an answer
     uint64_t asked_until = 0;  // ns; then the answer is chunk_failed
@@ -173,6 +175,9 @@ class Placement::State {
   // --- chunks (placement_chunks.cc)
   ChunkLease take_lease(Body& body, uint32_t chunk, SessionId session);
   void want(const ChunkId& id, Want::Urgency urgency);
+  std::deque<ChunkId>& read_queue(Want::Urgency urgency);
+  // The queue whose front is read next; null: nothing may start.
+  std::deque<ChunkId>* next_read_queue();
   bool start_reads();
   enum class ReadStart : uint8_t { kStarted, kNoRoom, kBusy, kFailed };
   ReadStart start_read(const ChunkId& id, Want& wanted);
@@ -189,7 +194,11 @@ class Placement::State {
 
   // --- room (placement_room.cc)
   enum class Room : uint8_t { kFreed, kPending, kNone };
-  std::optional<HostExtent> allocate(const Sentence& sentence, uint32_t chunk, bool may_evict);
+  std::optional<HostExtent> allocate(const Sentence& sentence,
+                                     uint32_t chunk,
+                                     Want::Urgency urgency);
+  // Gives back the next to go, if nobody read it since it came and it is on NVMe.
+  bool give_back_unread();
   // `only`: from this space (its quota is what is full).
   Room make_room(uint64_t bytes, std::optional<SpaceId> only);
   // What is waited for by now, so that room for it is made at one go: at least `bytes`, at most an
@@ -224,6 +233,11 @@ class Placement::State {
   void forget_vectors(Sentence& sentence);
   void trim_vectors();
   void start_vectors_reads();
+  // On NVMe without the vectors that it has by now.
+  static bool vectors_unwritten(const Sentence& sentence) {
+    return sentence.on_nvme && sentence.vectors != nullptr && !sentence.vectors_on_nvme;
+  }
+  void start_vectors_writes();
   void on_vectors(SentenceUid uid, const Result<VectorsBlob>& result);
 
   PlacementOptions options;
@@ -249,8 +263,10 @@ class Placement::State {
   std::unordered_map<ChunkId, Want, ChunkIdHash> wants;
   std::deque<ChunkId> urgent_reads;  // entries without a want, or that became urgent, are stale
   std::deque<ChunkId> background_reads;
+  std::deque<ChunkId> ahead_reads;  // best first
   uint32_t reads_in_flight = 0;
-  uint32_t background_in_flight = 0;
+  uint32_t background_in_flight = 0;  // those ahead among them
+  uint32_t ahead_in_flight = 0;
   uint64_t reads_failed_at_change = 0;
   struct Withdrawal {
     ChunkId id;
@@ -275,6 +291,8 @@ class Placement::State {
   uint64_t vectors_bytes = 0;
   std::deque<SentenceUid> vectors_queue;
   std::unordered_map<SentenceUid, VectorsWait> vectors_waits;
+  std::deque<SentenceUid> vectors_writes;  // vectors_unwritten()
+  uint32_t vectors_writes_in_flight = 0;   // each is a sentence that is written anew
   std::list<FlushRun> flushes;
 };
 

@@ -54,7 +54,56 @@ Result<void> Placement::set_vectors(SentenceUid uid,
   }
   sentence->index = index;
   state_->hold_vectors(*sentence, std::move(vectors));
+  if (State::vectors_unwritten(*sentence)) {
+    state_->vectors_writes.push_back(uid);
+    state_->changed();
+  }
   return {};
+}
+
+void Placement::State::start_vectors_writes() {
+  constexpr uint32_t kInFlightMax = 2;  // behind whatever somebody waits for
+  while (vectors_writes_in_flight < kInFlightMax && !vectors_writes.empty()) {
+    const SentenceUid uid = vectors_writes.front();
+    const Sentence* sentence = stored(uid);
+    if (sentence == nullptr || !vectors_unwritten(*sentence)) {
+      vectors_writes.pop_front();
+      flush_progress(uid, {});
+      continue;
+    }
+    const Result<StoreOutcome> outcome = parts.nvme->put_vectors(
+        sentence->key, sentence->index, sentence->vectors,
+        [token = std::weak_ptr<State*>(alive), uid](const Result<void>& result) {
+          const auto state = token.lock();
+          if (state == nullptr) return;
+          const Turn turn(**state);
+          --(*state)->vectors_writes_in_flight;
+          (*state)->changed();
+          Sentence* written = (*state)->stored(uid);
+          if (result.ok() && written != nullptr) {
+            written->vectors_on_nvme = true;
+            ++(*state)->counters.vectors_written;
+          } else if (!result.ok() && result.error().code == ErrorCode::kCancelled) {
+            (*state)->vectors_writes.push_back(uid);  // moved meanwhile, or gone
+            return;
+          }
+          (*state)->flush_progress(uid, result);
+        });
+    if (outcome.ok() && outcome.value() == StoreOutcome::kBusy) {
+      store_busy = true;
+      return;
+    }
+    vectors_writes.pop_front();
+    if (outcome.ok() && outcome.value() == StoreOutcome::kAccepted) {
+      ++vectors_writes_in_flight;
+      continue;
+    }
+    // No room, or a store that takes no writes: they stay in memory, and are derived again after a
+    // restart.
+    flush_progress(uid, outcome.ok() ? Error{ErrorCode::kNoSpace,
+                                             "no room for the vectors of a stored sentence"}
+                                     : outcome.error());
+  }
 }
 
 void Placement::get_vectors(SessionId session,

@@ -46,7 +46,9 @@ json nvme_json(const Core& core) {
           {"corrupt", stats.corrupt_records},
           {"io_errors", stats.io_errors},
           {"recovered", stats.recovered_records},
-          {"skipped", stats.skipped_records}};
+          {"indexed_segments", stats.indexed_segments},
+          {"skipped", stats.skipped_records},
+          {"purges", stats.purges}};
 }
 
 json placement_json(const Core& core) {
@@ -67,6 +69,10 @@ json placement_json(const Core& core) {
           {"host_hits", c.host_hits},
           {"nvme_hits", c.nvme_hits},
           {"chunk_misses", c.chunk_misses},
+          {"read_ahead", c.read_ahead},
+          {"read_ahead_bytes", c.read_ahead_bytes},
+          {"read_ahead_refused", c.read_ahead_refused},
+          {"vectors_written", c.vectors_written},
           {"reserves_full", c.reserves_full},
           {"reserve_waits", c.reserve_waits},
           {"recovered", c.recovered},
@@ -155,7 +161,12 @@ json status_json(const Core& core, const DataStatistics& data) {
              {{"device", data.hits_device},
               {"host", data.hits_host},
               {"nvme", data.hits_nvme},
-              {"miss", data.misses}}}}},
+              {"miss", data.misses}}},
+            {"read_ahead",
+             {{"asked", data.read_ahead_asked},
+              {"used", data.read_ahead_used},
+              {"late", data.read_ahead_late},
+              {"wasted", data.read_ahead_wasted}}}}},
           {"copies",
            {{"bytes_put", data.bytes_put},
             {"bytes_loaded", data.bytes_loaded},

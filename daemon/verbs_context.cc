@@ -180,8 +180,14 @@ void drop(Core& core, Session& session, const Drop& message, const ReplyPtr& rep
   for (uint32_t i = message.first_sentence; i < context->sentence_count(); ++i) {
     keys.push_back(context->sentence(i).key);
   }
-  const Placement::DropOutcome outcome = core.placement.drop(keys);
-  reply->ok(DropReply{outcome.dropped, outcome.kept});
+  core.placement.drop(keys, [reply](const Result<Placement::DropOutcome>& outcome) {
+    if (!outcome.ok()) {
+      reply->error({outcome.error().code,
+                    "dropped, but a restart may bring some back: " + outcome.error().message});
+      return;
+    }
+    reply->ok(DropReply{outcome.value().dropped, outcome.value().kept});
+  });
 }
 
 }  // namespace skv

@@ -13,7 +13,7 @@ packages=(
   libgtest-dev libgmock-dev librapidcheck-dev
   clang clang-format clang-tidy libclang-rt-14-dev systemd
   # what benchmarks are held against
-  redis-server
+  fio redis-server
   # Python package, engine (libicu-dev: PyICU is compiled when the virtual environment is made)
   python3 python3-dev python3-venv python3-numpy libicu-dev
 )

@@ -36,6 +36,7 @@ inline constexpr uint64_t kSuperblockMagic = 0x5245505553564B53;  // "SKVSUPER"
 inline constexpr uint64_t kMetaMagic = 0x304154454D564B53;        // "SKVMETA0"
 inline constexpr uint64_t kSegmentMagic = 0x304745532D564B53;     // "SKV-SEG0"
 inline constexpr uint64_t kSealMagic = 0x304C414553564B53;        // "SKVSEAL0"
+inline constexpr uint64_t kIndexMagic = 0x305844492D564B53;       // "SKV-IDX0"
 inline constexpr uint64_t kRecordMagic = 0x304345522D564B53;      // "SKV-REC0"
 
 using Uuid = std::array<uint8_t, 16>;
@@ -68,12 +69,13 @@ struct MetaHeader {
   uint32_t payload_bytes;
   uint32_t space_count;
   uint32_t model_count;
-  uint32_t reserved;
+  uint32_t purge_count;
   ChunkSum payload_sum;
 };
 static_assert(sizeof(MetaHeader) == 96);
 
-// Payload: SpaceEntry x space_count, then per model a ModelEntry and its bytes, rounded up to 8.
+// Payload: SpaceEntry x space_count, then per model a ModelEntry and its bytes, rounded up to 8,
+// then PurgeEntry x purge_count.
 struct SpaceEntry {
   uint32_t uid;
   uint32_t reserved;
@@ -86,6 +88,12 @@ struct ModelEntry {
   uint32_t reserved;
 };
 static_assert(sizeof(ModelEntry) == 40);
+// What was purged stays away: no record of this key counts whose number is not above this one.
+struct PurgeEntry {
+  std::array<uint8_t, 16> key_begin;  // first half of a sentence key
+  uint64_t record_number;
+};
+static_assert(sizeof(PurgeEntry) == 24);
 
 struct SegmentHeader {
   Prefix prefix;
@@ -100,9 +108,27 @@ struct SegmentSeal {
   Prefix prefix;
   uint64_t segment_index;
   uint64_t generation;
-  uint64_t end_offset;  // in the segment: behind the last record
+  uint64_t end_offset;   // in the segment: behind the last record; the index begins there
+  uint64_t index_bytes;  // whole 4 KiB; 0: there was no room for one
 };
-static_assert(sizeof(SegmentSeal) == 80);
+static_assert(sizeof(SegmentSeal) == 88);
+
+// The headers of the records that were live when the segment was sealed, without what their blocks
+// are filled up with: one read instead of one per record. Entries follow, each an IndexEntry and as
+// many bytes of the record's header.
+struct SegmentIndex {
+  Prefix prefix;
+  uint64_t generation;
+  uint32_t record_count;
+  uint32_t reserved;
+};
+static_assert(sizeof(SegmentIndex) == 72);
+struct IndexEntry {
+  uint64_t offset;  // of the record, in the segment
+  uint32_t bytes;   // kChunkTableOffset and the chunk table
+  uint32_t reserved;
+};
+static_assert(sizeof(IndexEntry) == 16);
 
 struct RecordHeader {
   Prefix prefix;  // bytes: 4096, or 8192 from 158 chunks on

@@ -40,8 +40,7 @@ std::optional<NvmeLog::Place> NvmeLog::allocate(uint64_t bytes,
     close_open();
     open_ = clean_.front();
     clean_.pop_front();
-    Segment& fresh = segments_[*open_];
-    fresh = Segment{};
+    Segment& fresh = segments_[*open_];  // perhaps granted ahead
     fresh.state = State::kOpen;
     fresh.next = start_of(*open_) + nvme::kBlockBytes;
   }
@@ -93,7 +92,9 @@ void NvmeLog::make_clean(uint32_t index) {
 
 void NvmeLog::restore(const Slot& slot) {
   segments_[segment_of(slot.offset)].slots.push_back({slot.offset, slot.bytes, slot.key, false});
-  set_live(slot.offset);
+  if (slot.live) {
+    set_live(slot.offset);
+  }
 }
 
 void NvmeLog::finish_restore(uint32_t index, uint64_t generation, bool sealed) {

@@ -13,7 +13,7 @@ namespace skv {
 // which one is worth cleaning. No I/O and no clock: the same calls give the same places.
 //
 //   clean --(allocate)--> open --(full, or given up)--> closed --(nothing live)--> freeing -->
-//   clean
+//   clean. On disk a clean segment has no header, or one of a generation without records.
 //
 // Units   offsets are of the file; bytes are whole 4 KiB.
 // Thread  loop.
@@ -23,7 +23,7 @@ class NvmeLog {
     kClean = 0,
     kOpen = 1,
     kClosed = 2,
-    kFreeing = 3,  // nothing live; waits until the copies of what was are durable
+    kFreeing = 3,  // nothing live; its header and seal are being cleared
     kBad = 4,      // not to be used until the store is opened again
   };
   struct Slot {
@@ -56,7 +56,7 @@ class NvmeLog {
   struct Place {
     uint32_t segment = 0;
     uint64_t offset = 0;
-    bool opened = false;  // this segment was clean: grant it before anything is written
+    bool opened = false;  // this segment was clean: nothing is written before it is granted
   };
   // Room for a record at the end of the log, the open segment first, then a clean one if more than
   // `reserve` are left. The slot is not live yet.
@@ -68,7 +68,12 @@ class NvmeLog {
   void close_open();
   void make_clean(uint32_t segment);  // Requires: nothing live, no io, no readers
 
-  // At open.
+  // The segment that is opened next.
+  std::optional<uint32_t> next_clean() const {
+    return clean_.empty() ? std::nullopt : std::optional(clean_.front());
+  }
+
+  // At open. `slot.live` as it is; what is not live keeps its place until the segment is clean.
   void restore(const Slot& slot);
   void finish_restore(uint32_t segment, uint64_t generation, bool sealed);
   void set_bad(uint32_t segment);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -306,12 +307,25 @@ bool NvmeMeta::take_payload(const nvme::MetaHeader& header, std::span<const std:
     models[entry.fingerprint].assign(from, from + entry.bytes);
     payload = payload.subspan(rounded);
   }
+  std::map<KeyBegin, uint64_t> purges;
+  for (uint32_t i = 0; i < header.purge_count; ++i) {
+    if (payload.size() < sizeof(nvme::PurgeEntry)) {
+      return false;
+    }
+    const auto entry = load<nvme::PurgeEntry>(payload);
+    purges[entry.key_begin] = entry.record_number;
+    payload = payload.subspan(sizeof entry);
+  }
+  if (!payload.empty()) {
+    return false;
+  }
   salts_ = std::move(salts);
   models_ = std::move(models);
-  return payload.empty();
+  purges_ = std::move(purges);
+  return true;
 }
 
-Result<void> NvmeMeta::write_tables(Disk& disk, uint64_t sequence) const {
+Result<std::array<NvmeMeta::TablesWrite, 2>> NvmeMeta::encode_tables(uint64_t sequence) const {
   std::vector<std::byte> payload;
   for (const auto& [uid, salt] : salts_) {
     append(payload, nvme::SpaceEntry{uid, 0, salt});
@@ -322,31 +336,77 @@ Result<void> NvmeMeta::write_tables(Disk& disk, uint64_t sequence) const {
     payload.insert(payload.end(), from, from + descriptor.size());
     payload.resize((payload.size() + 7) / 8 * 8);
   }
-  if (payload.size() > nvme::kMetaPayloadBytesMax) {
-    return Error{ErrorCode::kNoSpace, "the nvme file's table of spaces and models is full (" +
-                                          std::to_string(nvme::kMetaPayloadBytesMax) + " bytes)"};
+  for (const auto& [key_begin, record_number] : purges_) {
+    append(payload, nvme::PurgeEntry{key_begin, record_number});
   }
-  const AlignedBuffer slot(kBlockBytes + payload.size());
+  if (payload.size() > nvme::kMetaPayloadBytesMax) {
+    return Error{ErrorCode::kNoSpace,
+                 "the nvme file's table of spaces, models and purged sentences is full (" +
+                     std::to_string(nvme::kMetaPayloadBytesMax) + " bytes)"};
+  }
+  std::array<TablesWrite, 2> twins;
   for (uint32_t twin = 0; twin < 2; ++twin) {
     const uint64_t offset = nvme::meta_offset(static_cast<uint32_t>(sequence % 2) * 2 + twin);
-    const std::span<std::byte> block = slot.span().first(kBlockBytes);
+    twins[twin] = {offset, AlignedBuffer(kBlockBytes + payload.size())};
+    const std::span<std::byte> block = twins[twin].block.span().first(kBlockBytes);
     nvme::begin_block(block, {nvme::kMetaMagic, uuid_, offset});
     auto header = load<nvme::MetaHeader>(block);
     header.sequence = sequence;
     header.payload_bytes = static_cast<uint32_t>(payload.size());
     header.space_count = static_cast<uint32_t>(salts_.size());
     header.model_count = static_cast<uint32_t>(models_.size());
+    header.purge_count = static_cast<uint32_t>(purges_.size());
     header.payload_sum = checksum(payload);
     std::memcpy(block.data(), &header, sizeof header);
     nvme::seal_block(block);
     if (!payload.empty()) {
-      std::memcpy(slot.data() + kBlockBytes, payload.data(), payload.size());
+      std::memcpy(twins[twin].block.data() + kBlockBytes, payload.data(), payload.size());
     }
-    if (Result<void> written = disk.write_now(offset, slot.span()); !written.ok()) {
+  }
+  return twins;
+}
+
+Result<void> NvmeMeta::write_tables(Disk& disk, uint64_t sequence) const {
+  const Result<std::array<TablesWrite, 2>> twins = encode_tables(sequence);
+  if (!twins.ok()) {
+    return twins.error();
+  }
+  for (const TablesWrite& twin : twins.value()) {
+    if (Result<void> written = disk.write_now(twin.offset, twin.block.span()); !written.ok()) {
       return written.error();
     }
   }
   return disk.sync_now();
+}
+
+Result<std::array<NvmeMeta::TablesWrite, 2>> NvmeMeta::next_tables() const {
+  return encode_tables(sequence_ + 1);
+}
+
+NvmeMeta::KeyBegin NvmeMeta::begin_of(const Digest& key) {
+  KeyBegin begin;
+  std::memcpy(begin.data(), key.bytes.data(), begin.size());
+  return begin;
+}
+
+void NvmeMeta::purge(const Digest& key, uint64_t record_number) {
+  purges_[begin_of(key)] = record_number;
+}
+
+bool NvmeMeta::purged(const Digest& key, uint64_t record_number) const {
+  const auto at = purges_.find(begin_of(key));
+  return at != purges_.end() && record_number <= at->second;
+}
+
+static_assert(NvmeMeta::kPurgesMax * sizeof(nvme::PurgeEntry) <
+              nvme::kMetaPayloadBytesMax / 5 * 4);
+
+void NvmeMeta::prune_purges(const std::unordered_set<Digest, DigestHash>& keys_in_file) {
+  std::set<KeyBegin> there;
+  for (const Digest& key : keys_in_file) {
+    there.insert(begin_of(key));
+  }
+  std::erase_if(purges_, [&](const auto& purge) { return !there.contains(purge.first); });
 }
 
 std::optional<Digest> NvmeMeta::find_salt(uint32_t uid) const {

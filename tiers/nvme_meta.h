@@ -1,17 +1,20 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
+#include "tiers/aligned_buffer.h"
 #include "tiers/disk.h"
 #include "tiers/nvme_format.h"
 
 namespace skv {
 
-// The front of a store's file: superblock copies and the table of spaces and models.
+// The front of a store's file: superblock copies and the tables of spaces, models and purges.
 //
 // Thread  loop; every call that takes a disk blocks on it.
 // Errors  messages say what the operator can do.
@@ -47,11 +50,33 @@ class NvmeMeta {
                               const std::vector<uint8_t>& descriptor);
   std::vector<std::vector<uint8_t>> models() const;
 
+  // What was purged: no record of `key` counts up to this number. In memory; durable once the
+  // tables were written after it.
+  void purge(const Digest& key, uint64_t record_number);
+  bool purged(const Digest& key, uint64_t record_number) const;
+  size_t purge_count() const { return purges_.size(); }
+  // The rest of the tables, a fifth at least, is for spaces and models.
+  static constexpr size_t kPurgesMax = 32'768;
+  // Forgets those for which there is no record left in the file.
+  void prune_purges(const std::unordered_set<Digest, DigestHash>& keys_in_file);
+
+  // The next version of the tables as two writes, for a caller that must not block: both blocks
+  // written and a sync, then tables_written(). Nothing else may write the tables meanwhile.
+  struct TablesWrite {
+    uint64_t offset = 0;
+    AlignedBuffer block;
+  };
+  Result<std::array<TablesWrite, 2>> next_tables() const;
+  void tables_written() { ++sequence_; }
+
  private:
+  using KeyBegin = std::array<uint8_t, 16>;
+  static KeyBegin begin_of(const Digest& key);
   Result<void> format(Disk& disk, const Geometry& wanted);
   Result<bool> load_superblock(Disk& disk, const Geometry& wanted);  // false: there is none yet
   Result<void> write_superblock(Disk& disk) const;
   Result<void> load_tables(Disk& disk);
+  Result<std::array<TablesWrite, 2>> encode_tables(uint64_t sequence) const;
   Result<void> write_tables(Disk& disk, uint64_t sequence) const;
   bool take_payload(const nvme::MetaHeader& header, std::span<const std::byte> payload);
 
@@ -61,6 +86,7 @@ class NvmeMeta {
   uint64_t sequence_ = 0;  // of the tables on disk
   std::map<uint32_t, Digest> salts_;
   std::map<Digest, std::vector<uint8_t>> models_;
+  std::map<KeyBegin, uint64_t> purges_;
 };
 
 }  // namespace skv

@@ -39,7 +39,7 @@ Result<std::unique_ptr<NvmeStore>> open_on(std::unique_ptr<JobRunner> runner,
   if (!meta.ok()) {
     return meta.error();
   }
-  NvmeRecovery recovery = NvmeRecovery::run(disk, meta.value(), options.progress);
+  NvmeRecovery recovery = NvmeRecovery::run(*runner, meta.value(), options.progress);
   // What was found may still be in a volatile cache; from here on older copies may be overwritten.
   if (Result<void> synced = disk.sync_now(); !synced.ok()) {
     return synced.error();
@@ -123,9 +123,14 @@ NvmeStoreImpl::NvmeStoreImpl(std::unique_ptr<JobRunner> runner,
 void NvmeStoreImpl::restore(NvmeRecovery recovery) {
   stats_.recovered_records = recovery.records.size();
   stats_.skipped_records = recovery.skipped;
+  stats_.indexed_segments = recovery.indexed_segments;
   for (NvmeRecovery::Record& found : recovery.records) {
-    log_.restore({found.place.offset, found.bytes, found.record.key, true});
     const Digest key = found.record.key;
+    log_.restore({found.place.offset, found.bytes, key, found.live});
+    if (!found.live) {
+      --stats_.recovered_records;
+      continue;
+    }
     index_.emplace(key, Entry{std::make_shared<const BodyRecord>(std::move(found.record)),
                               found.place, found.bytes});
   }
@@ -135,6 +140,11 @@ void NvmeStoreImpl::restore(NvmeRecovery recovery) {
       log_.set_bad(segment);
     } else {
       log_.finish_restore(segment, found.generation, found.sealed);
+    }
+  }
+  for (uint32_t segment = 0; segment < log_.count(); ++segment) {
+    if (log_.at(segment).live_bytes == 0) {
+      review(segment);  // only what does not count any more
     }
   }
 }

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
 #include "tiers/aligned_buffer.h"
+#include "tiers/nvme_index.h"
 
 namespace skv {
 namespace {
@@ -14,6 +16,7 @@ namespace {
 using nvme::kBlockBytes;
 
 constexpr uint64_t kReadAheadBytes = 1u << 20;
+constexpr uint64_t kSegmentsAtOnce = 64;
 
 // Reads a disk forward through one buffer.
 class Reader {
@@ -47,65 +50,175 @@ class Reader {
 
 class Scan {
  public:
-  Scan(Disk& disk, const NvmeMeta& meta, NvmeRecovery& out)
-      : meta_(meta), reader_(disk), out_(out) {}
+  Scan(JobRunner& runner, const NvmeMeta& meta, NvmeRecovery& out)
+      : runner_(runner), meta_(meta), reader_(runner.disk()), out_(out) {}
 
-  void segment(uint64_t index) {
-    const uint64_t start = meta_.segment_offset(index);
-    const uint64_t seal_at = start + meta_.geometry().segment_bytes - kBlockBytes;
-    NvmeRecovery::Segment& segment = out_.segments[index];
-    std::span<const std::byte> block = reader_.get(start, kBlockBytes, start + kBlockBytes);
-    segment.unreadable = block.empty();
-    if (nvme::block_holds(block, {nvme::kSegmentMagic, meta_.uuid(), start})) {
-      nvme::SegmentHeader header;
-      std::memcpy(&header, block.data(), sizeof header);
-      segment.generation = header.segment_index == index ? header.generation : 0;
-    }
-    uint64_t end = seal_at;
-    block = reader_.get(seal_at, kBlockBytes, seal_at + kBlockBytes);
-    if (nvme::block_holds(block, {nvme::kSealMagic, meta_.uuid(), seal_at})) {
-      nvme::SegmentSeal seal;
-      std::memcpy(&seal, block.data(), sizeof seal);
-      // Without its header a segment still has the generation that its seal tells.
-      if (seal.segment_index == index && seal.end_offset <= seal_at - start &&
-          (segment.generation == 0 || segment.generation == seal.generation)) {
-        segment.generation = seal.generation;
-        segment.sealed = true;
-        end = start + seal.end_offset;
+  void run(const std::function<void(uint32_t percent)>& progress) {
+    const uint64_t count = out_.segments.size();
+    uint64_t told = 0;
+    for (uint64_t next = 0; ended_ < count;) {
+      while (next < count && next - ended_ < kSegmentsAtOnce) {
+        begin(next++);
       }
-    }
-    if (segment.generation != 0) {
-      walk(start + kBlockBytes, end, segment);
-    }
-  }
-
-  void finish() {
-    for (auto& [key, record] : newest_) {
-      out_.records.push_back(std::move(record));
+      std::vector<std::unique_ptr<DiskJob>> finished;
+      if (jobs_ > 0) {
+        runner_.collect_wait(finished);
+      }
+      for (const std::unique_ptr<DiskJob>& job : finished) {
+        --jobs_;
+        job->finished(*job);
+      }
+      while (!walks_.empty()) {
+        const Look& look = *walks_.back();
+        walk(look);
+        walks_.pop_back();
+        ++ended_;
+      }
+      const uint64_t percent = ended_ * 100 / count;
+      if (progress && percent > told) {
+        told = percent;
+        progress(static_cast<uint32_t>(percent));
+      }
     }
     std::sort(out_.records.begin(), out_.records.end(),
               [](const auto& a, const auto& b) { return a.place.offset < b.place.offset; });
   }
 
  private:
-  void walk(uint64_t offset, uint64_t end, const NvmeRecovery::Segment& segment) {
-    // Sealed: only headers are wanted, so nothing is read ahead.
-    const uint64_t ahead_to = segment.sealed ? 0 : end;
-    while (offset < end) {
-      std::optional<nvme::DecodedRecord> found = header_at(offset, end, ahead_to);
+  // What is known of a segment while it is looked at.
+  struct Look {
+    uint64_t index = 0;
+    uint64_t start = 0;  // in the file
+    uint64_t end = 0;    // behind the last record, or the seal's place
+    uint64_t header_generation = 0;
+    nvme::SegmentSeal seal{};  // generation 0: none that holds
+    uint32_t reads_left = 0;
+  };
+  using LookRef = std::shared_ptr<Look>;
+
+  void read(uint64_t offset, uint64_t bytes, std::function<void(DiskJob&)> then) {
+    auto job = std::make_unique<DiskJob>();
+    job->kind = DiskJob::Kind::kRead;
+    job->urgent = true;
+    job->offset = offset;
+    job->own = AlignedBuffer(bytes);
+    job->pieces.push_back(job->own.span());
+    job->finished = std::move(then);
+    ++jobs_;
+    runner_.submit(std::move(job));
+  }
+
+  void begin(uint64_t index) {
+    const auto look = std::make_shared<Look>();
+    look->index = index;
+    look->start = meta_.segment_offset(index);
+    look->end = look->start + meta_.geometry().segment_bytes - kBlockBytes;
+    look->reads_left = 2;
+    read(look->start, kBlockBytes, [this, look](DiskJob& job) {
+      out_.segments[look->index].unreadable = !job.result.ok();
+      const std::span<const std::byte> block = job.own.span();
+      if (nvme::block_holds(block, {nvme::kSegmentMagic, meta_.uuid(), look->start})) {
+        nvme::SegmentHeader header;
+        std::memcpy(&header, block.data(), sizeof header);
+        look->header_generation = header.segment_index == look->index ? header.generation : 0;
+      }
+      if (--look->reads_left == 0) {
+        decide(look);
+      }
+    });
+    read(look->end, kBlockBytes, [this, look](DiskJob& job) {
+      const std::span<const std::byte> block = job.own.span();
+      if (nvme::block_holds(block, {nvme::kSealMagic, meta_.uuid(), look->end})) {
+        std::memcpy(&look->seal, block.data(), sizeof look->seal);
+      }
+      if (--look->reads_left == 0) {
+        decide(look);
+      }
+    });
+  }
+
+  void decide(const LookRef& look) {
+    NvmeRecovery::Segment& segment = out_.segments[look->index];
+    segment.generation = look->header_generation;
+    const nvme::SegmentSeal& seal = look->seal;
+    const uint64_t room = look->end - look->start;  // of records and index
+    // Without its header a segment still has the generation that its seal tells.
+    if (seal.generation != 0 && seal.segment_index == look->index && seal.end_offset <= room &&
+        seal.end_offset % kBlockBytes == 0 &&
+        (segment.generation == 0 || segment.generation == seal.generation)) {
+      segment.generation = seal.generation;
+      segment.sealed = true;
+      look->end = look->start + seal.end_offset;
+    }
+    if (segment.generation == 0) {
+      ++ended_;
+      return;
+    }
+    const bool indexed = segment.sealed && seal.index_bytes > 0 &&
+                         seal.index_bytes % kBlockBytes == 0 &&
+                         seal.index_bytes <= room - seal.end_offset;
+    if (!indexed) {
+      walks_.push_back(look);
+      return;
+    }
+    read(look->end, seal.index_bytes, [this, look](DiskJob& job) {
+      auto found = nvme::decode_index(job.own.span(), {{nvme::kIndexMagic, meta_.uuid(), look->end},
+                                                       out_.segments[look->index].generation,
+                                                       look->start});
+      if (!found) {
+        walks_.push_back(look);
+        return;
+      }
+      for (nvme::IndexFound& each : *found) {
+        take(std::move(each.record), each.offset);
+      }
+      ++out_.indexed_segments;
+      ++ended_;
+    });
+  }
+
+  void walk(const Look& look) {
+    const NvmeRecovery::Segment& segment = out_.segments[look.index];
+    uint64_t offset = look.start + kBlockBytes;
+    // Sealed: only headers are wanted, so nothing is read ahead, but where records are small.
+    uint64_t ahead = segment.sealed ? 0 : kReadAheadBytes;
+    while (offset < look.end) {
+      std::optional<nvme::DecodedRecord> found =
+          header_at(offset, look.end, std::min(look.end, offset + ahead));
       if (!found || found->generation != segment.generation) {
         offset += kBlockBytes;
         continue;
       }
       const uint64_t bytes = found->record_bytes;
-      const std::optional<Digest> salt = meta_.find_salt(found->record.space_uid);
-      if (!salt || NvmeMeta::salt_id(*salt) != found->salt_id ||
-          (!segment.sealed && !verify(*found, offset))) {
+      if (segment.sealed) {
+        ahead = bytes < kReadAheadBytes / 8 ? kReadAheadBytes : 0;
+      }
+      if (!segment.sealed && !verify(*found, offset)) {
         ++out_.skipped;
       } else {
-        keep(std::move(*found), offset);
+        take(std::move(*found), offset);
       }
       offset += bytes;
+    }
+  }
+
+  void take(nvme::DecodedRecord found, uint64_t offset) {
+    const std::optional<Digest> salt = meta_.find_salt(found.record.space_uid);
+    if (!salt || NvmeMeta::salt_id(*salt) != found.salt_id) {
+      ++out_.skipped;
+      return;
+    }
+    const Digest key = found.record.key;
+    const uint64_t number = found.record_number;
+    out_.records.push_back({std::move(found.record),
+                            {offset, found.generation, number},
+                            found.record_bytes,
+                            !meta_.purged(key, number)});
+    const auto [at, fresh] = newest_.try_emplace(key, out_.records.size() - 1);
+    if (!fresh) {
+      const bool newer = out_.records[at->second].place.record_number < number;
+      (newer ? out_.records[at->second] : out_.records.back()).live = false;
+      at->second = newer ? out_.records.size() - 1 : at->second;
     }
   }
 
@@ -159,42 +272,24 @@ class Scan {
     return stream.sum() == sum;
   }
 
-  void keep(nvme::DecodedRecord found, uint64_t offset) {
-    NvmeRecovery::Record record{std::move(found.record),
-                                {offset, found.generation, found.record_number},
-                                found.record_bytes};
-    const Digest key = record.record.key;
-    const auto [at, is_new] = newest_.try_emplace(key, record);
-    if (!is_new && at->second.place.record_number < record.place.record_number) {
-      at->second = std::move(record);
-    }
-  }
-
+  JobRunner& runner_;
   const NvmeMeta& meta_;
   Reader reader_;
   NvmeRecovery& out_;
-  std::unordered_map<Digest, NvmeRecovery::Record, DigestHash> newest_;
+  std::unordered_map<Digest, size_t, DigestHash> newest_;  // of each key, in out_.records
+  std::vector<LookRef> walks_;
+  uint64_t jobs_ = 0;
+  uint64_t ended_ = 0;  // segments
 };
 
 }  // namespace
 
-NvmeRecovery NvmeRecovery::run(Disk& disk,
+NvmeRecovery NvmeRecovery::run(JobRunner& runner,
                                const NvmeMeta& meta,
                                const std::function<void(uint32_t percent)>& progress) {
   NvmeRecovery out;
-  const uint64_t count = meta.geometry().segment_count;
-  out.segments.resize(count);
-  Scan scan(disk, meta, out);
-  uint32_t told = 0;
-  for (uint64_t index = 0; index < count; ++index) {
-    scan.segment(index);
-    const auto percent = static_cast<uint32_t>((index + 1) * 100 / count);
-    if (progress && percent > told) {
-      told = percent;
-      progress(percent);
-    }
-  }
-  scan.finish();
+  out.segments.resize(meta.geometry().segment_count);
+  Scan(runner, meta, out).run(progress);
   return out;
 }
 

@@ -7,7 +7,7 @@
 #include "ipc/types/check.h"
 #include "tiers/nvme_store_impl.h"
 
-// The segments' side of NvmeStoreImpl: syncs, grants, seals, and cleaning.
+// The segments' side of NvmeStoreImpl: syncs, grants, seals, and giving segments back.
 namespace skv {
 namespace {
 
@@ -61,7 +61,14 @@ std::optional<NvmeLog::Place> NvmeStoreImpl::allocate(uint64_t bytes,
   const std::optional<uint32_t> before = log_.open_segment();
   const std::optional<NvmeLog::Place> place = log_.allocate(bytes, key, reserve);
   if (place && place->opened) {
-    open_segment(place->segment);
+    if (log_.at(place->segment).generation == 0) {
+      grant(place->segment);
+    }
+    // The next one while this is filled: records then never wait for a header and its sync.
+    const std::optional<uint32_t> next = log_.next_clean();
+    if (next && log_.at(*next).generation == 0 && !shutting_down_) {
+      grant(*next);
+    }
     if (before) {
       review(*before);
     }
@@ -69,7 +76,7 @@ std::optional<NvmeLog::Place> NvmeStoreImpl::allocate(uint64_t bytes,
   return place;
 }
 
-void NvmeStoreImpl::open_segment(uint32_t index) {
+void NvmeStoreImpl::grant(uint32_t index) {
   NvmeLog::Segment& segment = log_.at(index);
   segment.generation = (meta_.open_count() << 32) + ++generation_count_;
   ++segment.io;
@@ -115,6 +122,10 @@ void NvmeStoreImpl::granted(uint32_t index, const Result<void>& result) {
   segment.refused = !result.ok();
   if (!result.ok()) {
     write_failed(index);
+    if (segment.state == NvmeLog::State::kClean) {
+      segment = {};  // granted ahead: once more when it is opened
+      return;
+    }
   }
   std::vector<std::unique_ptr<DiskJob>> held;
   if (const auto at = ungranted_.find(index); at != ungranted_.end()) {
@@ -154,25 +165,62 @@ void NvmeStoreImpl::review(uint32_t index) {
     }
     return;
   }
-  if (stats_.read_only) {
+  if (stats_.read_only || segment.readers > 0) {
     return;
   }
+  segment.state = NvmeLog::State::kFreeing;
+  ++segment.io;
   if (!segment.needs_sync) {
-    if (segment.readers == 0) {
-      log_.make_clean(index);
-    }
+    clear(index);
     return;
   }
   // The copies of what was here must be durable before its header goes.
-  segment.state = NvmeLog::State::kFreeing;
-  ++segment.io;
   request_sync([this, index](const Result<void>& result) {
-    NvmeLog::Segment& freed = log_.at(index);
-    --freed.io;
-    freed.state = NvmeLog::State::kClosed;
-    freed.needs_sync = !result.ok();
-    review(index);
+    if (result.ok()) {
+      log_.at(index).needs_sync = false;
+      clear(index);
+      return;
+    }
+    NvmeLog::Segment& kept = log_.at(index);
+    --kept.io;
+    kept.state = NvmeLog::State::kClosed;
   });
+}
+
+// Zeros over seal and header, then a sync: from then on nothing in the segment is found by an open,
+// above all no older copy of a sentence that was purged.
+void NvmeStoreImpl::clear(uint32_t index) {
+  const auto failed = std::make_shared<bool>(false);
+  const auto left = std::make_shared<int>(2);
+  for (const uint64_t offset : {log_.seal_offset(index), log_.start_of(index)}) {
+    auto job = std::make_unique<DiskJob>();
+    job->kind = DiskJob::Kind::kWrite;
+    job->offset = offset;
+    job->own = AlignedBuffer(nvme::kBlockBytes);
+    job->pieces.push_back(job->own.span());
+    job->finished = [this, index, failed, left](DiskJob& written) {
+      *failed = *failed || !written.result.ok();
+      if (--*left > 0) {
+        return;
+      }
+      if (*failed) {
+        cleared(index, false);
+        return;
+      }
+      request_sync([this, index](const Result<void>& result) { cleared(index, result.ok()); });
+    };
+    submit(std::move(job));
+  }
+}
+
+void NvmeStoreImpl::cleared(uint32_t index, bool ok) {
+  --log_.at(index).io;
+  if (ok) {
+    log_.make_clean(index);
+  } else {
+    write_failed(index);
+    log_.set_bad(index);
+  }
 }
 
 void NvmeStoreImpl::seal(uint32_t index) {
@@ -189,145 +237,61 @@ void NvmeStoreImpl::seal(uint32_t index) {
       ended(false);
       return;
     }
-    const uint64_t offset = log_.seal_offset(index);
-    auto job = std::make_unique<DiskJob>();
-    job->kind = DiskJob::Kind::kWrite;
-    job->offset = offset;
-    job->own = AlignedBuffer(nvme::kBlockBytes);
-    nvme::begin_block(job->own.span(), {nvme::kSealMagic, meta_.uuid(), offset});
-    nvme::SegmentSeal seal{};
-    std::memcpy(&seal, job->own.data(), sizeof seal);
-    seal.segment_index = index;
-    seal.generation = log_.at(index).generation;
-    seal.end_offset = log_.at(index).next - log_.start_of(index);
-    std::memcpy(job->own.data(), &seal, sizeof seal);
-    nvme::seal_block(job->own.span());
-    job->pieces.push_back(job->own.span());
-    job->finished = [ended](DiskJob& written) { ended(written.result.ok()); };
-    submit(std::move(job));
+    write_index(index, [this, index, ended](uint64_t index_bytes) {
+      auto job = std::make_unique<DiskJob>();
+      job->kind = DiskJob::Kind::kWrite;
+      job->offset = log_.seal_offset(index);
+      job->own = AlignedBuffer(nvme::kBlockBytes);
+      nvme::begin_block(job->own.span(), {nvme::kSealMagic, meta_.uuid(), job->offset});
+      nvme::SegmentSeal seal{};
+      std::memcpy(&seal, job->own.data(), sizeof seal);
+      seal.segment_index = index;
+      seal.generation = log_.at(index).generation;
+      seal.end_offset = log_.at(index).next - log_.start_of(index);
+      seal.index_bytes = index_bytes;
+      std::memcpy(job->own.data(), &seal, sizeof seal);
+      nvme::seal_block(job->own.span());
+      job->pieces.push_back(job->own.span());
+      job->finished = [ended](DiskJob& written) { ended(written.result.ok()); };
+      submit(std::move(job));
+    });
   });
 }
 
-// Copies what is live in the best victim to the log's end, one record at a time. All places are
-// taken now, so that the arithmetic of NvmeLog::victim() holds whatever is put meanwhile.
-bool NvmeStoreImpl::start_cleaning(uint64_t gain_min) {
-  if (cleaning_ || stats_.read_only || shutting_down_) {
-    return false;
-  }
-  const std::optional<uint32_t> victim = log_.victim(gain_min).segment;
-  if (!victim) {
-    return false;
-  }
-  cleaning_ = Cleaning{};
-  cleaning_->victim = *victim;
-  ++log_.at(*victim).io;
-  const std::vector<NvmeLog::Slot> slots = log_.at(*victim).slots;
-  for (const NvmeLog::Slot& slot : slots) {
-    if (!slot.live) {
+// Behind the last record, where there is room; else the next open walks the records' headers. Not
+// synced: a torn index does not hold, and counts as none.
+void NvmeStoreImpl::write_index(uint32_t index, std::function<void(uint64_t)> done) {
+  const NvmeLog::Segment& segment = log_.at(index);
+  std::vector<nvme::IndexedRecord> records;
+  for (const NvmeLog::Slot& slot : segment.slots) {
+    const auto at = slot.live ? index_.find(slot.key) : index_.end();
+    if (at == index_.end() || at->second.place.offset != slot.offset) {
       continue;
     }
-    const auto place = allocate(slot.bytes, slot.key, /*reserve=*/0);
-    SKV_CHECK(place.has_value(), "cleaning was started without room for it");
-    ++log_.at(place->segment).io;
-    cleaning_->moves.push_back({slot.key, slot.offset, place->offset, slot.bytes});
+    const std::optional<Digest> salt = meta_.find_salt(at->second.record->space_uid);
+    SKV_CHECK(salt.has_value(), "a live record of an unknown space");
+    records.push_back({at->second.record, NvmeMeta::salt_id(*salt), at->second.place});
   }
-  clean_next();
-  return true;
-}
-
-void NvmeStoreImpl::clean_next() {
-  while (cleaning_->next < cleaning_->moves.size()) {
-    const Move& move = cleaning_->moves[cleaning_->next];
-    const auto at = index_.find(move.key);
-    const bool still_there = at != index_.end() && at->second.place.offset == move.from;
-    if (still_there && !cleaning_->failed && !stats_.read_only && !shutting_down_) {
-      copy_record(move, at->second);
-      return;
-    }
-    ++cleaning_->next;
-    const uint32_t to = log_.segment_of(move.to);
-    --log_.at(to).io;
-    review(to);
+  const uint64_t bytes = nvme::index_bytes(records);
+  if (bytes > log_.seal_offset(index) - segment.next) {
+    done(0);
+    return;
   }
-  const uint32_t victim = cleaning_->victim;
-  stats_.cleaned_segments += cleaning_->failed ? 0 : 1;
-  cleaning_.reset();
-  --log_.at(victim).io;
-  review(victim);
-}
-
-void NvmeStoreImpl::copy_record(const Move& move, const Entry& entry) {
-  const BodyRecordRef record = entry.record;
-  const nvme::Place to{move.to, log_.at(log_.segment_of(move.to)).generation, next_record_number()};
-  const std::optional<Digest> salt = meta_.find_salt(record->space_uid);
-  SKV_CHECK(salt.has_value(), "a live record of an unknown space");
-
-  std::unique_ptr<DiskJob> job = read_job(entry, 0, /*urgent=*/false);
-  job->prepare = [record, bytes = move.bytes](DiskJob& read) {
-    read.own = AlignedBuffer(bytes);
-    read.pieces.push_back(read.own.span());
-    read.checks.push_back(
-        {read.own.span().subspan(nvme::vectors_offset(*record), record->vectors_bytes),
-         record->vectors_sum});
-    uint64_t at = nvme::chunk_offset(*record, 0);
-    for (size_t i = 0; i < record->chunk_bytes.size(); ++i) {
-      read.checks.push_back(
-          {read.own.span().subspan(at, record->chunk_bytes[i]), record->chunk_sums[i]});
-      at += storage_bytes(record->chunk_bytes[i]);
-    }
+  auto job = std::make_unique<DiskJob>();
+  job->kind = DiskJob::Kind::kWrite;
+  job->offset = segment.next;
+  job->prepare = [records = std::move(records), bytes,
+                  place = nvme::IndexPlace{{nvme::kIndexMagic, meta_.uuid(), segment.next},
+                                           segment.generation,
+                                           log_.start_of(index)}](DiskJob& write) {
+    write.own = AlignedBuffer(bytes);
+    nvme::encode_index(records, place, write.own.span());
+    write.pieces.push_back(write.own.span());
   };
-  job->complete = [record, to, uuid = meta_.uuid(),
-                   salt_id = NvmeMeta::salt_id(*salt)](DiskJob& read) {
-    const std::span<std::byte> header =
-        read.own.span().first(nvme::header_bytes(record->chunk_bytes.size()));
-    std::memset(header.data(), 0, header.size());
-    nvme::encode_record(*record, salt_id, {0, uuid, 0}, to, header);
-  };
-  job->finished = [this, move, from = entry.place, to](DiskJob& read) {
-    if (!read.result.ok()) {
-      // Read twice and not to be had: gone. A reader would have found the same.
-      spdlog::warn("nvme store: a record is lost: {}", read.result.error().message);
-      const auto at = index_.find(move.key);
-      if (at != index_.end() && at->second.place.offset == from.offset) {
-        ++stats_.corrupt_records;
-        drop_record(move.key);
-      }
-      read_ended(move.key, from, read);
-      clean_next();
-      return;
-    }
-    read_ended(move.key, from, read);
-    auto write = std::make_unique<DiskJob>();
-    write->kind = DiskJob::Kind::kWrite;
-    write->offset = to.offset;
-    write->own = std::move(read.own);
-    write->pieces.push_back(write->own.span());
-    write->finished = [this, move, to](DiskJob& written) { copy_written(move, to, written); };
-    submit_into(log_.segment_of(to.offset), std::move(write));
+  job->finished = [bytes, done = std::move(done)](DiskJob& written) {
+    done(written.result.ok() ? bytes : 0);
   };
   submit(std::move(job));
-}
-
-void NvmeStoreImpl::copy_written(const Move& move, const nvme::Place& to, const DiskJob& job) {
-  const uint32_t segment = log_.segment_of(to.offset);
-  --log_.at(segment).io;
-  stats_.written_bytes += job.bytes_done;
-  ++cleaning_->next;
-  const auto at = index_.find(move.key);
-  if (!job.result.ok()) {
-    cleaning_->failed = true;
-    write_failed(segment);
-  } else if (at != index_.end() && at->second.place.offset == move.from) {
-    write_failures_ = 0;
-    log_.kill(move.from);
-    log_.set_live(to.offset);
-    log_.at(cleaning_->victim).needs_sync = true;
-    at->second.place = to;
-    ++stats_.copied_records;
-    stats_.copied_bytes += move.bytes;
-  }
-  review(segment);
-  clean_next();
 }
 
 }  // namespace skv

@@ -384,7 +384,17 @@ NvmeStore::Stats NvmeStoreImpl::stats() const {
   stats.live_bytes = log_.live_bytes();
   stats.record_count = index_.size();
   stats.clean_segments = log_.clean_count();
+  stats.purges = meta_.purge_count();
   return stats;
+}
+
+void NvmeStoreImpl::collect_and_take() {
+  runner_->collect_wait(collected_);
+  std::vector<std::unique_ptr<DiskJob>> jobs;
+  jobs.swap(collected_);
+  for (std::unique_ptr<DiskJob>& job : jobs) {
+    take(std::move(job));
+  }
 }
 
 void NvmeStoreImpl::shut_down() {
@@ -392,12 +402,7 @@ void NvmeStoreImpl::shut_down() {
   place_waiting();  // gives up what has no place yet
   const auto settle = [this] {
     while (jobs_ > 0) {
-      runner_->collect_wait(collected_);
-      std::vector<std::unique_ptr<DiskJob>> jobs;
-      jobs.swap(collected_);
-      for (std::unique_ptr<DiskJob>& job : jobs) {
-        take(std::move(job));
-      }
+      collect_and_take();
     }
   };
   settle();
@@ -405,6 +410,16 @@ void NvmeStoreImpl::shut_down() {
     log_.close_open();
     review(*open);  // seals it: the next open need not verify it
     settle();
+    // Nor look for records in the one that was granted ahead.
+    if (const auto next = log_.next_clean(); next && log_.at(*next).generation != 0) {
+      auto job = std::make_unique<DiskJob>();
+      job->kind = DiskJob::Kind::kWrite;
+      job->offset = log_.start_of(*next);
+      job->own = AlignedBuffer(nvme::kBlockBytes);
+      job->pieces.push_back(job->own.span());
+      submit(std::move(job));
+      settle();
+    }
     request_sync([](const Result<void>&) {});
     settle();
   }

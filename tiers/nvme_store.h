@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,11 +37,11 @@ class NvmeStore : public BodyStore {
     // fits 16 times, at most 64 MiB.
     uint64_t segment_bytes = 0;
     uint32_t transfers_max = 256;  // puts, reads and vectors reads in flight
-    // At the disk: requests, and the bytes of demand reads (others get less, DiskEngine). 16 MiB are
-    // 2 ms of a fast drive.
+    // At the disk: requests, and the bytes of demand reads (others get less, DiskEngine). 16 MiB
+    // are 2 ms of a fast drive.
     uint32_t queue_depth = 128;
     uint64_t queue_bytes = 16u << 20;
-    uint32_t pool_threads = 4;     // of the thread pool backend
+    uint32_t pool_threads = 4;  // of the thread pool backend
     Backend backend = Backend::kAuto;
     bool verify_before_write = true;  // sums of a put are checked before it goes to the disk
     std::function<void(uint32_t percent)> progress;  // of recovery, on the thread that calls open()
@@ -64,7 +65,9 @@ class NvmeStore : public BodyStore {
     uint64_t corrupt_records = 0;  // dropped after a failed verification
     uint64_t io_errors = 0;
     uint64_t recovered_records = 0;
-    uint64_t skipped_records = 0;  // at open: torn, flipped or of an unknown space
+    uint64_t indexed_segments = 0;  // at open: their records came from their index
+    uint64_t skipped_records = 0;   // at open: torn, flipped or of an unknown space
+    uint64_t purges = 0;            // keys that are kept away
   };
 
   // Opens `path`, or creates it where it does not exist or is empty. Error: kBusy (another process
@@ -76,6 +79,17 @@ class NvmeStore : public BodyStore {
                                                  const Options& options);
 
   ~NvmeStore() override;
+
+  // For a stored record that has no vectors, or others: writes it anew with these. `done`
+  // kCancelled: it was erased or moved meanwhile; try again. kFull, kBusy, kReadOnly: as put().
+  // Error: kNotFound, kTooLarge.
+  virtual Result<StoreOutcome> put_vectors(const Digest& key,
+                                           const IndexDescriptor& index,
+                                           VectorsBlob vectors,
+                                           BodyDone done) = 0;
+  // Erases these, durably once `done` says ok: no restart brings them back, unless they are put
+  // again. Also of keys that are not stored (any more): what an eviction left in the file.
+  virtual void purge(std::span<const Digest> keys, BodyDone done) = 0;
 
   // The salt of a space, by the uid that names it: random, made on first use, durable before it is
   // returned. Blocks. Records of a space are found again only with the salt they were put under.

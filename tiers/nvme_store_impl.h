@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tiers/job_runner.h"
+#include "tiers/nvme_index.h"
 #include "tiers/nvme_log.h"
 #include "tiers/nvme_meta.h"
 #include "tiers/nvme_recovery.h"
@@ -23,9 +24,10 @@ namespace skv {
 //
 // Life of a put: put() -> waiting_ -> place() gives it a slot of the log -> one write job (header
 // and vectors are made on the ring thread), held back until its segment is granted -> put_written()
-// makes it live and findable -> its `done` in drain(). Life of a segment: open_segment() writes the
-// header of a new generation and syncs; seal() syncs and writes the seal; review() frees it when
-// nothing in it is live; start_cleaning() copies what is live to the log's end.
+// makes it live and findable -> its `done` in drain(). Life of a segment: grant() writes the
+// header of a new generation and syncs, ahead of need; seal() syncs and writes index and seal;
+// review() clears it when nothing in it is live; start_cleaning() copies what is live to the log's
+// end.
 class NvmeStoreImpl final : public NvmeStore {
  public:
   NvmeStoreImpl(std::unique_ptr<JobRunner> runner, NvmeMeta meta, const Options& options);
@@ -47,13 +49,14 @@ class NvmeStoreImpl final : public NvmeStore {
   int wake_fd() const override { return runner_->wake_fd(); }
   uint32_t transfers_in_flight() const override { return transfers_; }
 
-  Result<Digest> space_salt(uint32_t uid) override {
-    return meta_.space_salt(runner_->disk(), uid);
-  }
+  Result<StoreOutcome> put_vectors(const Digest& key,
+                                   const IndexDescriptor& index,
+                                   VectorsBlob vectors,
+                                   BodyDone done) override;
+  void purge(std::span<const Digest> keys, BodyDone done) override;
+  Result<Digest> space_salt(uint32_t uid) override;
   Result<void> remember_model(const Digest& fingerprint,
-                              const std::vector<uint8_t>& descriptor) override {
-    return meta_.remember_model(runner_->disk(), fingerprint, descriptor);
-  }
+                              const std::vector<uint8_t>& descriptor) override;
   std::vector<std::vector<uint8_t>> models() const override { return meta_.models(); }
   uint64_t record_bytes_max() const override { return log_.usable_bytes(); }
   Stats stats() const override;
@@ -92,6 +95,23 @@ class NvmeStoreImpl final : public NvmeStore {
     size_t next = 0;
     bool failed = false;
   };
+  // A record that is written anew. `record` is what its header will say; the ring thread fills its
+  // vectors_sum.
+  struct Copy {
+    Digest key;
+    nvme::Place from;
+    nvme::Place to;
+    uint64_t bytes = 0;
+    std::shared_ptr<BodyRecord> record;
+    VectorsBlob vectors;  // in place of those it has; null: they stay
+    BodyDone ended;       // kCancelled: it was erased or moved meanwhile
+  };
+  using CopyRef = std::shared_ptr<Copy>;
+  struct PurgeRun {
+    std::vector<BodyDone> done;
+    size_t writes_left = 0;
+    Result<void> result;
+  };
   using SyncDone = std::function<void(const Result<void>&)>;
 
   // nvme_store.cc
@@ -107,6 +127,7 @@ class NvmeStoreImpl final : public NvmeStore {
   void read_ended(const Digest& key, const nvme::Place& place, const DiskJob& job);
   void drop_record(const Digest& key);
   void run_flushes();
+  void collect_and_take();  // blocks until a job has ended
   void shut_down();
 
   // nvme_segments.cc
@@ -114,16 +135,26 @@ class NvmeStoreImpl final : public NvmeStore {
   void start_sync();
   void set_read_only(const std::string& why);
   std::optional<NvmeLog::Place> allocate(uint64_t bytes, const Digest& key, uint32_t reserve);
-  void open_segment(uint32_t segment);
+  void grant(uint32_t segment);
   void submit_into(uint32_t segment, std::unique_ptr<DiskJob> job);
   void granted(uint32_t segment, const Result<void>& result);
   void seal(uint32_t segment);
+  void write_index(uint32_t segment, std::function<void(uint64_t index_bytes)> done);
   void review(uint32_t segment);
+  void clear(uint32_t segment);
+  void cleared(uint32_t segment, bool ok);
   void write_failed(uint32_t segment);
+
+  // nvme_copy.cc
   bool start_cleaning(uint64_t gain_min);
   void clean_next();
-  void copy_record(const Move& move, const Entry& entry);
-  void copy_written(const Move& move, const nvme::Place& to, const DiskJob& job);
+  void copy_record(const CopyRef& copy, const Entry& entry);
+  void copy_written(const CopyRef& copy, const DiskJob& job);
+
+  // nvme_purge.cc
+  void start_purge();
+  void purge_written(PurgeRun& run, const Result<void>& result);
+  void wait_for_tables();
   uint64_t next_record_number() { return (meta_.open_count() << 32) + ++record_count_; }
 
   Options options_;
@@ -147,6 +178,8 @@ class NvmeStoreImpl final : public NvmeStore {
   std::vector<SyncDone> sync_waiting_;
   bool syncing_ = false;
   std::optional<Cleaning> cleaning_;
+  std::vector<BodyDone> purges_waiting_;
+  bool purge_writing_ = false;
   uint32_t write_failures_ = 0;  // in a row
   bool shutting_down_ = false;
   uint64_t jobs_ = 0;  // at the runner

@@ -1,4 +1,5 @@
 #include <liburing.h>
+#include <spdlog/spdlog.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -82,7 +83,12 @@ Result<void> UringDisk::attach(uint32_t depth) {
     return Error{ErrorCode::kIo, std::string("eventfd: ") + std::strerror(errno)};
   }
   const int fd = file_->fd();
-  file_registered_ = io_uring_register_files(&ring_, &fd, 1) == 0;
+  const int registered = io_uring_register_files(&ring_, &fd, 1);
+  file_registered_ = registered == 0;
+  if (!file_registered_) {
+    spdlog::info("nvme file {}: io_uring takes no registered file ({}): a little slower",
+                 file_->path(), std::strerror(-registered));
+  }
   arm_wake();
   return {};
 }

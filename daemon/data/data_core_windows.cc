@@ -177,6 +177,14 @@ void DataCore::answer_loop() {
     emit(NeedChunks{key.first, key.second, std::move(chunks)});
   }
   needed_.clear();
+  if (std::vector<ChunkRef> ahead = prefetches_.take_ahead(); !ahead.empty()) {
+    DataCounters::add(counters_.read_ahead_asked, ahead.size());
+    emit(ReadAheadChunks{std::move(ahead)});
+  }
+  const Residency::AheadCounts& counts = residency_.ahead_counts();
+  DataCounters::set(counters_.read_ahead_used, counts.used);
+  DataCounters::set(counters_.read_ahead_late, counts.late);
+  DataCounters::set(counters_.read_ahead_wasted, counts.wasted);
   if (now_ns() - touched_sent_ns_ < options_.touch_interval_ns) return;
   Touched touched;
   for (auto& [id, feed] : feeds_) {

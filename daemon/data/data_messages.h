@@ -344,6 +344,11 @@ struct NeedChunks {
   bool urgent = false;  // a prefetch waits
   std::vector<ChunkRef> chunks;
 };
+// Likely to be wanted next, best first: towards the host where there is room, behind all that
+// somebody waits for. No answer but, perhaps, ChunkArrived.
+struct ReadAheadChunks {
+  std::vector<ChunkRef> chunks;
+};
 struct WithdrawDone {
   ChunkRef chunk;
 };
@@ -396,6 +401,7 @@ using DataEvent = std::variant<Pong,
                                SessionClosed,
                                ProtocolError,
                                NeedChunks,
+                               ReadAheadChunks,
                                WithdrawDone,
                                Touched,
                                PutRevoked,

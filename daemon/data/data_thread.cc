@@ -232,6 +232,10 @@ DataStatistics DataThread::statistics() const {
   to.hits_host = get(from.hits_host);
   to.hits_nvme = get(from.hits_nvme);
   to.misses = get(from.misses);
+  to.read_ahead_asked = get(from.read_ahead_asked);
+  to.read_ahead_used = get(from.read_ahead_used);
+  to.read_ahead_late = get(from.read_ahead_late);
+  to.read_ahead_wasted = get(from.read_ahead_wasted);
   to.blocks_read = get(from.blocks_read);
   to.bytes_moved = get(from.bytes_moved);
   to.bytes_put = get(from.bytes_put);

@@ -35,6 +35,10 @@ struct DataStatistics {
   uint64_t hits_host = 0;
   uint64_t hits_nvme = 0;
   uint64_t misses = 0;
+  uint64_t read_ahead_asked = 0;
+  uint64_t read_ahead_used = 0;
+  uint64_t read_ahead_late = 0;
+  uint64_t read_ahead_wasted = 0;
   uint64_t blocks_read = 0;
   uint64_t bytes_moved = 0;  // host to device slots
   uint64_t bytes_put = 0;

@@ -217,13 +217,14 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
       rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), query,
            rank_options, rank_scratch_);
   const uint64_t ranked_ns = hooks_.now_ns();
-  const ReadSet read = cut(
-      ranked, CutOptions{static_cast<CutUnit>(options.cut), options.budget_blocks}, cut_scratch_);
+  const CutOptions cut_options{static_cast<CutUnit>(options.cut), options.budget_blocks};
+  const ReadSet read = cut(ranked, cut_options, cut_scratch_);
 
   HeadPlan& plan = prefetch.heads[prefetch.head];
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
+  ahead_.collect(feed, prefetch.layer, ranked, cut_options, read.blocks);
   plan.blocks.assign(read.blocks.begin(), read.blocks.end());
   plan.sentences.assign(read.sentences.begin(), read.sentences.end());
   plan.scores.assign(read.scores.begin(), read.scores.end());

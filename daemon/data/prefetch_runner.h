@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "daemon/data/prefetch.h"
+#include "daemon/data/read_ahead.h"
 #include "daemon/data/statistics.h"
 #include "kernels/cut.h"
 #include "kernels/rank.h"
@@ -40,7 +41,11 @@ class PrefetchRunner {
     std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
   };
   PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
-      : hooks_(std::move(hooks)), pool_(pool), residency_(residency), counters_(counters) {}
+      : hooks_(std::move(hooks)),
+        pool_(pool),
+        residency_(residency),
+        counters_(counters),
+        ahead_(residency) {}
 
   // A prefetch whose request the caller fills in before the next call, validated against the
   // window.
@@ -63,6 +68,8 @@ class PrefetchRunner {
   bool idle(const Window& window) const;
 
   size_t count() const { return prefetches_.size(); }
+  // Chunks that the prefetches since the last call had below their cuts.
+  std::vector<ChunkRef> take_ahead() { return ahead_.take(hooks_.now_ns()); }
 
  private:
   struct Batch {
@@ -122,6 +129,7 @@ class PrefetchRunner {
   std::unordered_map<uint64_t, Batch> batches_;  // by ticket
   RankScratch rank_scratch_;
   CutScratch cut_scratch_;
+  ReadAhead ahead_;
   LayerTable table_;
   std::vector<uint32_t> published_slots_;
   std::vector<SlotPool::Move> batch_moves_;

@@ -18,7 +18,10 @@ Residency::~Residency() { SKV_CHECK(detached_.empty(), "a lease outlives the res
 void Residency::retain(SentenceUid uid, const std::vector<HostChunk>& chunks) {
   Sentence& sentence = sentences_[uid];
   ++sentence.feeds;
-  if (sentence.chunks.size() < chunks.size()) sentence.chunks.resize(chunks.size());
+  if (sentence.chunks.size() < chunks.size()) {
+    absent_ += chunks.size() - sentence.chunks.size();
+    sentence.chunks.resize(chunks.size());
+  }
   for (uint32_t i = 0; i < chunks.size(); ++i) {
     if (chunks[i].offset == kNoExtent || sentence.chunks[i].extent) continue;
     arrived(ChunkRef{uid, i}, chunks[i].offset, chunks[i].origin);
@@ -35,7 +38,17 @@ void Residency::release(SentenceUid uid) {
 void Residency::forget_if_unused(SentenceUid uid) {
   const auto found = sentences_.find(uid);
   if (found == sentences_.end()) return;
-  if (found->second.feeds == 0 && found->second.uses == 0) sentences_.erase(found);
+  if (found->second.feeds > 0 || found->second.uses > 0) return;
+  for (Chunk& place : found->second.chunks) {
+    if (place.extent) gone(place);
+    --absent_;
+  }
+  sentences_.erase(found);
+}
+
+void Residency::gone(Chunk& place) {
+  ++absent_;
+  if (place.extent->ahead) ++ahead_counts_.wasted;
 }
 
 Residency::Chunk* Residency::find(const ChunkRef& chunk) {
@@ -47,10 +60,13 @@ Residency::Chunk* Residency::find(const ChunkRef& chunk) {
 bool Residency::arrived(const ChunkRef& chunk, uint64_t offset, Origin origin) {
   Chunk* place = find(chunk);
   if (place == nullptr) return false;
+  const bool ahead = place->ahead_ns != 0 && place->asked == Asked::kNo;
   place->asked = Asked::kNo;
+  place->ahead_ns = 0;
   if (place->extent && place->extent->offset == offset) return true;
   SKV_CHECK(!place->extent, "a chunk arrived at a second place without a withdrawal");
-  place->extent = std::make_unique<Extent>(Extent{chunk, offset, origin, 0, 0});
+  place->extent = std::make_unique<Extent>(Extent{chunk, offset, origin, 0, 0, ahead});
+  --absent_;
   return true;
 }
 
@@ -62,6 +78,7 @@ void Residency::withdraw(const ChunkRef& chunk) {
   Chunk* place = find(chunk);
   if (place != nullptr && place->extent) {
     Extent& extent = *place->extent;
+    gone(*place);
     if (extent.uses == 0) {
       place->extent.reset();
       withdrawn_.push_back(chunk);
@@ -86,6 +103,10 @@ ExtentLease Residency::lease(const ChunkRef& chunk) {
   Chunk* place = find(chunk);
   if (place == nullptr || !place->extent) return {};
   ++place->extent->uses;
+  if (place->extent->ahead) {
+    place->extent->ahead = false;
+    ++ahead_counts_.used;
+  }
   ++sentences_.at(chunk.uid).uses;
   return ExtentLease(this, place->extent.get());
 }
@@ -114,8 +135,23 @@ bool Residency::ask(const ChunkRef& chunk, bool urgent) {
   if (place == nullptr) return false;
   const Asked wanted = urgent ? Asked::kUrgent : Asked::kYes;
   if (place->asked >= wanted) return false;
+  if (place->asked == Asked::kNo && place->ahead_ns != 0 && !place->extent) ++ahead_counts_.late;
   place->asked = wanted;
   return true;
+}
+
+bool Residency::read_ahead(const ChunkRef& chunk, uint64_t now_ns, uint64_t again_ns) {
+  Chunk* place = find(chunk);
+  if (place == nullptr || place->extent || place->asked != Asked::kNo) return false;
+  if (place->ahead_ns != 0 && place->ahead_ns + again_ns > now_ns) return false;
+  place->ahead_ns = std::max<uint64_t>(now_ns, 1);
+  return true;
+}
+
+bool Residency::present(const ChunkRef& chunk) const {
+  const auto found = sentences_.find(chunk.uid);
+  return found != sentences_.end() && chunk.chunk < found->second.chunks.size() &&
+         found->second.chunks[chunk.chunk].extent != nullptr;
 }
 
 }  // namespace skv

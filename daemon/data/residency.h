@@ -20,6 +20,7 @@ struct Extent {
   Origin origin = Origin::kHost;
   uint32_t uses = 0;         // leases
   uint32_t answers_due = 0;  // WithdrawDone owed when uses is 0; > 0: withdrawn, no new lease
+  bool ahead = false;        // came by read-ahead, and nobody has read it yet
 };
 
 // The right to read an extent; while one lives, WithdrawDone is not sent.
@@ -86,6 +87,19 @@ class Residency {
   // True if the loop has to be told: not asked before, or not as urgently.
   bool ask(const ChunkRef& chunk, bool urgent);
 
+  // Before it is asked for: true if the loop is to be told, that is not within `again_ns`. There is
+  // no answer but, perhaps, the chunk.
+  bool read_ahead(const ChunkRef& chunk, uint64_t now_ns, uint64_t again_ns);
+  bool present(const ChunkRef& chunk) const;
+  uint64_t absent_chunks() const { return absent_; }  // of fed sentences
+  // What became of chunks that were read ahead.
+  struct AheadCounts {
+    uint64_t used = 0;    // there when they were wanted
+    uint64_t late = 0;    // wanted while they were on their way
+    uint64_t wasted = 0;  // withdrawn or forgotten, unread
+  };
+  const AheadCounts& ahead_counts() const { return ahead_counts_; }
+
   size_t sentence_count() const { return sentences_.size(); }
 
  private:
@@ -94,6 +108,7 @@ class Residency {
   struct Chunk {
     std::unique_ptr<Extent> extent;
     Asked asked = Asked::kNo;
+    uint64_t ahead_ns = 0;  // when read-ahead last told the loop; 0: not since it was here
   };
   struct Sentence {
     uint32_t feeds = 0;
@@ -102,12 +117,15 @@ class Residency {
   };
 
   Chunk* find(const ChunkRef& chunk);
+  void gone(Chunk& place);  // its extent is about to be let go
   void let_go(Extent* extent);
   void forget_if_unused(SentenceUid uid);
 
   std::unordered_map<SentenceUid, Sentence> sentences_;
   std::vector<std::unique_ptr<Extent>> detached_;  // withdrawn and in use; few
   std::vector<ChunkRef> withdrawn_;
+  uint64_t absent_ = 0;
+  AheadCounts ahead_counts_;
 };
 
 }  // namespace skv

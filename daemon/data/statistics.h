@@ -60,6 +60,10 @@ struct DataCounters {
   Counter hits_host{0};
   Counter hits_nvme{0};
   Counter misses{0};
+  Counter read_ahead_asked{0};  // chunks; what became of them: Residency::AheadCounts
+  Counter read_ahead_used{0};
+  Counter read_ahead_late{0};
+  Counter read_ahead_wasted{0};
   Counter blocks_read{0};
   Counter bytes_moved{0};
   Counter bytes_put{0};

@@ -108,6 +108,12 @@ std::string status_table(const json& status) {
                         ? "none"
                         : used(get("/tiers/nvme/used_bytes"), get("/tiers/nvme/budget_bytes")) +
                               ", " + text(get("/tiers/nvme/backend"))});
+  if (!get("/tiers/nvme").is_null()) {
+    rows.push_back({"nvme records", text(get("/tiers/nvme/recovered")) + " recovered, " +
+                                        text(get("/tiers/nvme/skipped")) + " skipped, " +
+                                        text(get("/tiers/nvme/corrupt")) + " corrupt, " +
+                                        text(get("/tiers/nvme/io_errors")) + " I/O errors"});
+  }
   rows.push_back({"sentences", text(get("/directory/sentences"))});
   rows.push_back(
       {"sessions", text(get("/sessions/open")) + " open, " + text(get("/sessions/contexts")) +
@@ -120,6 +126,10 @@ std::string status_table(const json& status) {
                                        text(get("/prefetch/hits/host")) + ", nvme " +
                                        text(get("/prefetch/hits/nvme")) + ", miss " +
                                        text(get("/prefetch/hits/miss"))});
+  rows.push_back({"read ahead", text(get("/prefetch/read_ahead/asked")) + " chunks asked, " +
+                                    text(get("/prefetch/read_ahead/used")) + " used, " +
+                                    text(get("/prefetch/read_ahead/late")) + " late, " +
+                                    text(get("/prefetch/read_ahead/wasted")) + " wasted"});
   rows.push_back({"moved", bytes_text(get("/prefetch/bytes_moved")) + " to windows, " +
                                bytes_text(get("/placement/promoted_bytes")) + " promoted, " +
                                bytes_text(get("/placement/demoted_bytes")) + " demoted"});

@@ -79,6 +79,13 @@ class RecordStore final : public NvmeStore {
     return BodyReadOutcome::kUnknown;
   }
   void erase(const Digest&) override {}
+  Result<StoreOutcome> put_vectors(const Digest&,
+                                   const IndexDescriptor&,
+                                   VectorsBlob,
+                                   BodyDone) override {
+    return StoreOutcome::kFull;
+  }
+  void purge(std::span<const Digest>, BodyDone done) override { ready_.push_back(std::move(done)); }
   void flush(BodyDone done) override { ready_.push_back(std::move(done)); }
   BodyRecordRef find(const Digest&) const override { return nullptr; }
   std::vector<BodyRecordRef> records() const override { return records_; }

@@ -171,6 +171,63 @@ TEST_P(DataPrefetch, WaitAsksForEachChunkOnceAndPublishesWhenAllCame) {
   EXPECT_EQ(GetParam().device ? again.hits_device : again.hits_host, 54U);
 }
 
+// Goal: what is next below the cut is asked for before it is wanted, best first, and counted; what
+// is demanded already is not asked for twice.
+TEST(DataCold, TheNextBestChunksAreReadAhead) {
+  DataHarness harness;
+  harness.add_sentences(40);
+  harness.open_feed();
+  harness.feed(0, 40, /*with_chunks=*/false);
+  const std::unique_ptr<WindowReader> reader =
+      harness.open_window(harness.window_options()).value();
+  const std::unique_ptr<ClientChannel> channel = harness.open_channel();
+  const std::vector<float> query = harness.make_query(kAllLayers);
+  TestSubmission entry = harness.entry(kAllLayers);
+  entry.cold = static_cast<uint32_t>(ColdMode::kWait);
+  harness.submit(*channel, entry, query);
+  harness.run();
+  std::vector<ChunkRef> needed;
+  for (const NeedChunks& need : harness.take<NeedChunks>()) {
+    needed.insert(needed.end(), need.chunks.begin(), need.chunks.end());
+  }
+  std::vector<ChunkRef> ahead;
+  for (const ReadAheadChunks& event : harness.take<ReadAheadChunks>()) {
+    ahead.insert(ahead.end(), event.chunks.begin(), event.chunks.end());
+  }
+  ASSERT_GT(ahead.size(), 2U);
+  const auto among = [](const std::vector<ChunkRef>& all, const ChunkRef& chunk) {
+    return std::count(all.begin(), all.end(), chunk);
+  };
+  for (const ChunkRef& chunk : ahead) {
+    EXPECT_EQ(among(needed, chunk), 0) << "a demand already";
+    EXPECT_EQ(among(ahead, chunk), 1);
+  }
+  for (const ChunkRef& chunk : needed) harness.arrive(chunk);
+  harness.arrive(ahead[0]);
+  harness.arrive(ahead[1]);
+  harness.run();
+  const std::optional<TestCompletion> done = harness.completion(*channel);
+  ASSERT_TRUE(done);
+  reader->done(done->version);
+  EXPECT_EQ(harness.counters().read_ahead_asked.load(), ahead.size());
+  // One of them is taken back unread.
+  harness.core().handle(Withdraw{ahead[1]});
+  // The other is in the next read set: its whole chunk is all there is to read of a wider budget.
+  (void)harness.take<ReadAheadChunks>();
+  OpenWindow wide = harness.window_options();
+  wide.budget_blocks *= 2;
+  wide.window = WindowId{77};
+  const std::unique_ptr<WindowReader> wide_reader = harness.open_window(wide).value();
+  TestSubmission again = harness.entry(kAllLayers);
+  again.window = 77;
+  again.cold = static_cast<uint32_t>(ColdMode::kPartial);
+  harness.submit(*channel, again, query);
+  harness.run();
+  EXPECT_EQ(harness.counters().read_ahead_used.load(), 1U);
+  EXPECT_EQ(harness.counters().read_ahead_wasted.load(), 1U);
+  EXPECT_GT(harness.counters().read_ahead_late.load(), 0U) << "those that did not come in time";
+}
+
 // Goal: a host tier of a few chunks is enough for a read set of many, since each chunk is given
 // back right after its moves.
 // Method: the loop takes each chunk back in the moment it has come, and overwrites its extent.

@@ -92,6 +92,34 @@ class FakeNvme final : public NvmeStore {
   void flush(BodyDone done) override {
     enqueue([done = std::move(done)] { done({}); });
   }
+  Result<StoreOutcome> put_vectors(const Digest& key,
+                                   const IndexDescriptor& index,
+                                   VectorsBlob vectors,
+                                   BodyDone done) override {
+    if (!medium_->bodies.contains(key)) return Error{ErrorCode::kNotFound, "not stored"};
+    if (in_flight_ >= transfers_max) return StoreOutcome::kBusy;
+    if (read_only) return StoreOutcome::kReadOnly;
+    enqueue([this, key, index, vectors = std::move(vectors), done = std::move(done)] {
+      const auto found = medium_->bodies.find(key);
+      if (found == medium_->bodies.end()) {
+        done(Error{ErrorCode::kCancelled, "erased meanwhile"});
+        return;
+      }
+      Stored& stored = found->second;
+      used_ -= bytes_of(*stored.record);
+      stored.record = std::make_shared<BodyRecord>(*stored.record);
+      stored.record->index = index;
+      stored.record->vectors_bytes = static_cast<uint32_t>(vectors->size());
+      stored.vectors = vectors;
+      used_ += bytes_of(*stored.record);
+      done({});
+    });
+    return StoreOutcome::kAccepted;
+  }
+  void purge(std::span<const Digest> keys, BodyDone done) override {
+    for (const Digest& key : keys) erase(key);
+    enqueue([done = std::move(done)] { done({}); });
+  }
 
   BodyRecordRef find(const Digest& key) const override {
     const auto found = medium_->bodies.find(key);

@@ -188,7 +188,9 @@ void Simulation::finish() {
     std::sort(order.begin(), order.end());
     std::vector<Digest> keys;
     for (const auto& [position, key] : order) keys.push_back(key);
-    EXPECT_GT(world_.placement->drop(keys).dropped, 0U);
+    const auto dropped = world_.wait_for<Result<Placement::DropOutcome>>(
+        [&](auto done) { world_.placement->drop(keys, std::move(done)); });
+    EXPECT_TRUE(!dropped.ok() || dropped.value().dropped > 0U);
     world_.settle();
   }
   const PlacementUsage usage = world_.placement->usage();

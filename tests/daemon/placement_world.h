@@ -252,6 +252,16 @@ class World {
     return **answer;
   }
 
+  // What start(done) answers.
+  template <typename Answer, typename Start>
+  Answer wait_for(Start start) {
+    auto answer = std::make_shared<std::optional<Answer>>();
+    start([answer](const Answer& result) { *answer = result; });
+    for (int turn = 0; turn < 1000 && !answer->has_value(); ++turn) settle_once();
+    SKV_CHECK(answer->has_value(), "no answer came");
+    return **answer;
+  }
+
   void answer_withdrawals(size_t count = ~size_t{0}) {
     for (; count > 0 && !data.withdrawals.empty(); --count) {
       const FakeDataThread::Id id = data.withdrawals.front();

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tests/conformance/sample_bodies.h"
 #include "tests/tiers/simulated_disk.h"
@@ -12,6 +14,26 @@
 #include "tiers/nvme_store.h"
 
 namespace skv {
+
+inline Result<void> purge_now(NvmeStore& store, const std::vector<Digest>& keys) {
+  std::optional<Result<void>> purged;
+  store.purge(keys, [&](Result<void> result) { purged = std::move(result); });
+  drain_until(store, [&] { return purged.has_value(); });
+  return purged ? *purged : Result<void>(Error{ErrorCode::kTimeout, "purge"});
+}
+
+inline Result<void> put_vectors_now(NvmeStore& store, const SampleBody& body) {
+  std::optional<Result<void>> put;
+  const Result<StoreOutcome> outcome =
+      store.put_vectors(body.record.key, body.record.index, body.vectors,
+                        [&](Result<void> result) { put = std::move(result); });
+  if (!outcome.ok()) {
+    return outcome.error();
+  }
+  EXPECT_EQ(outcome.value(), StoreOutcome::kAccepted);
+  drain_until(store, [&] { return put.has_value(); });
+  return put ? *put : Result<void>(Error{ErrorCode::kTimeout, "put_vectors"});
+}
 
 // A store on a simulated disk that can be opened again and again. Inline: no thread, no time.
 class NvmeOnSimulatedDisk {

@@ -50,8 +50,10 @@ class Model {
       put(key);
     } else if (what < 65) {
       read(key);
-    } else if (what < 82) {
+    } else if (what < 78) {
       erase(key);
+    } else if (what < 82) {
+      purge(key);
     } else if (what < 92) {
       flush();
     } else if (what < 96) {
@@ -71,6 +73,7 @@ class Model {
   uint64_t full = 0;
   uint64_t copied = 0;
   uint64_t resurrected = 0;
+  uint64_t purged = 0;
 
  private:
   void put(uint64_t key) {
@@ -123,6 +126,16 @@ class Model {
   void erase(uint64_t key) {
     disk_.store().erase(body(key).record.key);
     forget(key);
+  }
+
+  // No restart may bring it back, from whichever of its copies.
+  void purge(uint64_t key) {
+    const Result<void> result = purge_now(disk_.store(), {body(key).record.key});
+    forget(key);
+    if (result.ok() && life_.honest) {
+      erased_.erase(key);
+      ++purged;
+    }
   }
 
   // Erased, or dropped because a lying disk could not read it back: it may well be on the medium.
@@ -254,6 +267,8 @@ TEST(NvmeModel, HonestDiskKeepsItsWord) {
   uint64_t found = 0;
   uint64_t full = 0;
   uint64_t copied = 0;
+  uint64_t resurrected = 0;
+  uint64_t purged = 0;
   for (const uint64_t seed : seeds(1, 8)) {
     SCOPED_TRACE("SKV_TEST_SEED=" + std::to_string(seed));
     Model model({.seed = seed,
@@ -266,6 +281,8 @@ TEST(NvmeModel, HonestDiskKeepsItsWord) {
     found += model.found;
     full += model.full;
     copied += model.copied;
+    resurrected += model.resurrected;
+    purged += model.purged;
     if (HasFailure()) {
       return;
     }
@@ -273,6 +290,8 @@ TEST(NvmeModel, HonestDiskKeepsItsWord) {
   EXPECT_GT(found, 50U);
   EXPECT_GT(full, 0U);
   EXPECT_GT(copied, 0U) << "cleaning was never tried";
+  EXPECT_GT(resurrected, 0U) << "what is erased only never came back: purging proves nothing";
+  EXPECT_GT(purged, 20U);
 }
 
 TEST(NvmeModel, LyingDiskIsNeverBelieved) {
