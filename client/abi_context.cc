@@ -61,7 +61,8 @@ int skv_context_open(skv_model model, const skv_context_options* options, skv_co
     }
     if (!skv::is_index_kind(from.index_kind)) {
       return invalid("skv_context_options::index_kind is " + std::to_string(from.index_kind) +
-                     ", allowed are 0 to " + std::to_string(static_cast<uint32_t>(skv::kIndexKindLast)));
+                     ", allowed are 0 to " +
+                     std::to_string(static_cast<uint32_t>(skv::kIndexKindLast)));
     }
     if (from.run_tokens > UINT8_MAX) {
       return invalid("skv_context_options::run_tokens is " + std::to_string(from.run_tokens));

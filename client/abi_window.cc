@@ -35,6 +35,20 @@ Result<skv::WindowOpen> window_options(const skv_window_options* options) {
   if (to.resident_blocks == 0) to.resident_blocks = static_cast<uint32_t>((5 * read + 1) / 2);
   to.cut = static_cast<uint8_t>(from.cut);
   to.coarse_blocks = from.coarse_blocks;
+  switch (from.rank_in) {
+    case SKV_RANK_CLIENT:
+      to.rank_in = static_cast<uint8_t>(skv::RankIn::kClient);
+      break;
+    case SKV_RANK_AUTO:
+      to.rank_in = static_cast<uint8_t>(skv::RankIn::kEither);
+      break;
+    case SKV_RANK_DAEMON:
+      to.rank_in = static_cast<uint8_t>(skv::RankIn::kDaemon);
+      break;
+    default:
+      return invalid("skv_window_options::rank_in is " + std::to_string(from.rank_in) +
+                     ", allowed are 0 to 2");
+  }
   return to;
 }
 
@@ -149,6 +163,7 @@ int skv_window_get_info(skv_window window, skv_window_info* info) {
     out.stale = found->is_stale() ? 1 : 0;
     out.tables = found->tables()->data();
     out.tables_bytes = found->tables()->bytes();
+    out.rank_in = found->ranks_here() ? SKV_RANK_CLIENT : SKV_RANK_DAEMON;
     write_struct(info, out);
     return {};
   });

@@ -129,6 +129,15 @@ Result<std::shared_ptr<const SharedDirectoryReader>> Connection::directory() {
   return directory_;
 }
 
+Result<std::shared_ptr<MappedMemory>> Connection::vectors(int fd, uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (!vectors_ || vectors_->bytes() < bytes) {
+    SKV_TRY(mapped, map_shared(fd, bytes, MappedMemory::Access::kReadOnly, "vectors"));
+    vectors_ = mapped;
+  }
+  return vectors_;
+}
+
 OperationPtr Connection::begin(Verb verb) {
   auto operation = std::make_shared<Operation>();
   operation->verb = verb;

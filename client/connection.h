@@ -68,6 +68,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   uint64_t serial() const { return serial_; }
   const HelloReply& hello() const { return hello_; }
   const std::shared_ptr<MappedMemory>& host() const { return host_; }  // null: no host memory
+  // The pages of vectors of the space, mapped the first time; a window_open brought `fd`.
+  Result<std::shared_ptr<MappedMemory>> vectors(int fd, uint64_t bytes);
   const std::shared_ptr<MappedMemory>& staging() const { return staging_; }
   int staging_fd() const { return staging_fd_.get(); }
   const std::optional<uint32_t>& spin_us() const { return spin_us_; }
@@ -187,6 +189,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::map<uint64_t, OperationPtr> pending_;
   std::optional<Error> why_dead_;
   std::set<uint32_t> lost_windows_;
+  std::shared_ptr<MappedMemory> vectors_;
   std::vector<Operation> to_undo_;
 };
 

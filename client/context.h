@@ -82,6 +82,7 @@ class Context : public Object {
 
   const std::shared_ptr<Model>& model() const { return model_; }
   const std::shared_ptr<Session>& session() const { return model_->session(); }
+  const IndexDescriptor& index() const { return index_; }
   bool closed() const { return closed_; }
 
  private:

@@ -455,6 +455,8 @@ SKV_API int skv_vectors_put(skv_context context,
 enum { SKV_CUT_BLOCK = 0, SKV_CUT_SENTENCE = 1 };
 
 /* Blocks per (layer, kv head). */
+enum { SKV_RANK_AUTO = 0, SKV_RANK_CLIENT = 1, SKV_RANK_DAEMON = 2 };
+
 typedef struct skv_window_options {
   uint32_t size;
   uint32_t budget_blocks;   /* ranked */
@@ -463,9 +465,16 @@ typedef struct skv_window_options {
   uint32_t resident_blocks; /* kept in slots; 0: 2.5 times the sum of the three */
   uint32_t cut;
   uint32_t coarse_blocks; /* the fine stage reads at least so many; 0: the daemon's default */
+  uint32_t rank_in;       /* SKV_RANK_*: the same sets wherever it is done */
 } skv_window_options;
 
-/* Errors: SKV_E_NO_SPACE (the resident set does not fit the tier; both numbers), SKV_E_STALE. */
+/* Where skv_prefetch ranks. In the client it does so in the calling thread, on vectors that the
+ * daemon shares: no message to the daemon while what is wanted is in host memory; concurrent calls
+ * on one window wait for each other. In the daemon: its data thread, by the thread's channel. AUTO:
+ * the client where windows read host memory in place, else the daemon. */
+
+/* Errors: SKV_E_NO_SPACE (the resident set does not fit the tier; both numbers), SKV_E_STALE,
+ * SKV_E_UNSUPPORTED (SKV_RANK_CLIENT where windows have device slots). */
 SKV_API int skv_window_open(skv_context context,
                             const skv_window_options* options,
                             skv_window* window);
@@ -482,6 +491,8 @@ typedef struct skv_window_info {
   uint32_t stale;         /* 1: the connection it was opened on is gone */
   const void* tables;     /* what the arrays of skv_table lie in */
   uint64_t tables_bytes;
+  uint32_t rank_in; /* SKV_RANK_CLIENT or SKV_RANK_DAEMON, as it was chosen */
+  uint32_t reserved;
 } skv_window_info;
 SKV_API int skv_window_get_info(skv_window window, skv_window_info* info);
 

@@ -1,5 +1,6 @@
 #include "client/window.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -47,16 +48,19 @@ Result<std::shared_ptr<Window>> Window::open(std::shared_ptr<Context> context,
   std::vector<UniqueFd> fds = std::move(done.operation->frame.fds);
   SKV_TRY(reply, done.connection->reply<WindowOpenReply>(done.operation));
   window->connection_ = done.connection;
-  if (Result<void> attached = window->attach(reply, std::move(fds)); !attached.ok()) {
+  if (Result<void> attached = window->attach(options, reply, std::move(fds)); !attached.ok()) {
     done.connection->post(Verb::kWindowClose, WindowClose{reply.window});
     return attached.error();
   }
   return window;
 }
 
-Result<void> Window::attach(const WindowOpenReply& reply, std::vector<UniqueFd> fds) {
+Result<void> Window::attach(const WindowOpen& options,
+                            const WindowOpenReply& reply,
+                            std::vector<UniqueFd> fds) {
   opened_ = reply;
-  const size_t expected = reply.slots_in_host != 0 ? 1 : 2;
+  const bool rank_here = reply.rank_in == static_cast<uint8_t>(RankIn::kClient);
+  const size_t expected = (reply.slots_in_host != 0 ? 1 : 2) + (rank_here ? 2 : 0);
   if (fds.size() != expected) {
     return bad_window(std::to_string(fds.size()) + " descriptors instead of " +
                       std::to_string(expected));
@@ -83,6 +87,7 @@ Result<void> Window::attach(const WindowOpenReply& reply, std::vector<UniqueFd> 
   if (reply.slots_in_host != 0) {
     slots_ = connection_->host();
     opened_.slots_bytes = slots_->bytes();
+    if (rank_here) SKV_CHECK_OK(attach_ranker(options, fds[1], fds[2]));
     return {};
   }
   if (connection_->hello().device_kind == "cuda") {
@@ -96,6 +101,35 @@ Result<void> Window::attach(const WindowOpenReply& reply, std::vector<UniqueFd> 
   SKV_TRY(slots,
           MappedMemory::map(fds[1].get(), reply.slots_bytes, MappedMemory::Access::kReadOnly));
   slots_ = std::make_shared<MappedMemory>(std::move(slots));
+  return {};
+}
+
+Result<void> Window::attach_ranker(const WindowOpen& options,
+                                   const UniqueFd& feed,
+                                   const UniqueFd& vectors) {
+  SKV_TRY(feed_size, shared_memory_bytes(feed.get()));
+  if (opened_.feed_bytes == 0 || feed_size < opened_.feed_bytes) {
+    return bad_window("a feed of " + std::to_string(feed_size) + " bytes, announced " +
+                      std::to_string(opened_.feed_bytes));
+  }
+  Ranker::Parts parts;
+  parts.model = &context_->model()->descriptor();
+  parts.body = &context_->model()->layout();
+  parts.index = context_->index();
+  parts.shape = {options.budget_blocks,   options.sink_blocks, options.recent_blocks,
+                 options.resident_blocks, options.cut,         options.coarse_blocks};
+  parts.tables = tables_;
+  SKV_TRY(mapped,
+          MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));
+  parts.feed = std::make_shared<MappedMemory>(std::move(mapped));
+  SKV_TRY(pages, connection_->vectors(vectors.get(), opened_.vectors_bytes));
+  parts.vectors = pages;
+  parts.host = slots_;
+  parts.fill = [this](std::span<Ranker::Wanted> wanted, const Ranker::FillOptions& fill_options) {
+    return fill(wanted, fill_options);
+  };
+  SKV_TRY(ranker, Ranker::create(std::move(parts)));
+  ranker_ = std::move(ranker);
   return {};
 }
 
@@ -141,6 +175,10 @@ Result<CompletionEntry> Window::prefetch(std::span<const std::shared_ptr<Window>
     rows[i] = {};
     rows[i].window = windows[i]->opened_.window;
   }
+  const bool here = std::any_of(windows.begin(), windows.end(),
+                                [](const auto& window) { return window->ranks_here(); });
+  if (here && windows.size() == 1) return windows[0]->rank_here(entry, queries, rows[0], deadline);
+  if (here) return one_by_one(windows, rows, entry, queries, deadline);
   SKV_TRY(channel,
           ThreadChannel::of_this_thread(connection, rows.size_bytes() + queries.size(), deadline));
   SKV_TRY(completion, channel->prefetch(entry, rows, queries, deadline));
@@ -148,14 +186,99 @@ Result<CompletionEntry> Window::prefetch(std::span<const std::shared_ptr<Window>
   return completion;
 }
 
+// Rows that are ranked here share this thread.
+Result<CompletionEntry> Window::one_by_one(std::span<const std::shared_ptr<Window>> windows,
+                                           std::span<PrefetchRow> rows,
+                                           const SubmissionEntry& entry,
+                                           std::span<const std::byte> queries,
+                                           Deadline deadline) {
+  const size_t query_bytes = queries.size() / windows.size();
+  CompletionEntry sum{};
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const Result<CompletionEntry> done =
+        prefetch(windows.subspan(i, 1), rows.subspan(i, 1), entry,
+                 queries.subspan(i * query_bytes, query_bytes), deadline);
+    if (!done.ok()) {
+      rows[i].status = static_cast<int32_t>(done.error().code);
+    } else {
+      sum.daemon_ns += done.value().daemon_ns;
+      sum.rank_ns += done.value().rank_ns;
+      sum.cut_ns += done.value().cut_ns;
+      sum.write_ns += done.value().write_ns;
+    }
+    if (sum.status == 0) sum.status = rows[i].status;
+  }
+  return sum;
+}
+
 Result<void> Window::guess(const SubmissionEntry& entry,
                            std::span<const std::byte> query,
                            Deadline deadline) {
   SKV_CHECK_OK(check_fresh());
+  if (ranker_) return {};  // blocks are read in place: there is nothing to move
   PrefetchRow row{};
   row.window = opened_.window;
   SKV_TRY(channel, ThreadChannel::of_this_thread(connection_, sizeof row + query.size(), deadline));
   return channel->guess(entry, row, query, deadline);
+}
+
+Result<void> Window::fill(std::span<Ranker::Wanted> wanted,
+                          const Ranker::FillOptions& options) const {
+  if (!options.wait) connection_->take_arrived();  // answers to what was posted before
+  for (size_t first = 0; first < wanted.size(); first += kFillChunksMax) {
+    const std::span<Ranker::Wanted> piece =
+        wanted.subspan(first, std::min<size_t>(kFillChunksMax, wanted.size() - first));
+    WindowFill message;
+    message.window = opened_.window;
+    message.version = options.version;
+    message.wait = options.wait ? 1 : 0;
+    message.deadline_us = options.deadline_us;
+    for (const Ranker::Wanted& each : piece) {
+      message.sentences.push_back(each.sentence);
+      message.chunks.push_back(each.chunk);
+    }
+    if (!options.wait) {
+      connection_->post(Verb::kWindowFill, message);
+      continue;
+    }
+    SKV_TRY(reply,
+            connection_->call<WindowFillReply>(Verb::kWindowFill, message, options.deadline));
+    if (reply.host_pages.size() != piece.size() || reply.origins.size() != piece.size()) {
+      return bad_window("its answer to a fill");
+    }
+    for (size_t i = 0; i < piece.size(); ++i) {
+      piece[i].host_page = reply.host_pages[i];
+      piece[i].origin = reply.origins[i];
+    }
+  }
+  return {};
+}
+
+Result<CompletionEntry> Window::rank_here(const SubmissionEntry& entry,
+                                          std::span<const std::byte> query,
+                                          PrefetchRow& row,
+                                          Deadline deadline) {
+  Ranker::Request request;
+  request.layers = {entry.first_layer, entry.layer_count};
+  request.query = reinterpret_cast<const float*>(query.data());
+  request.wait = entry.cold == static_cast<uint32_t>(ColdMode::kWait);
+  request.deadline_us = entry.deadline_us;
+  request.deadline = deadline;
+  SKV_TRY(ranked, ranker_->prefetch(request));
+  row.version = ranked.version;
+  row.covered_to = ranked.covered_to;
+  row.hits_host = ranked.hits_host;
+  row.hits_nvme = ranked.hits_nvme;
+  row.misses = ranked.misses;
+  row.read_blocks = ranked.read_blocks;
+  row.unread_mass = ranked.unread_mass;
+  row.ranked = 1;
+  CompletionEntry done{};
+  done.rank_ns = ranked.spent.rank_ns;
+  done.cut_ns = ranked.spent.cut_ns;
+  done.write_ns = ranked.spent.write_ns;
+  saw_version(ranked.version);
+  return done;
 }
 
 Result<skv_table> Window::table(uint32_t layer) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "client/context.h"
+#include "client/ranker.h"
 #include "client/session.h"
 #include "ipc/layout/channel.h"
 #include "ipc/layout/window.h"
@@ -43,6 +44,7 @@ class Window : public Object {
   Result<const void*> slot(uint32_t layer, uint32_t slot) const;
   Result<void> readers_done(uint64_t version);
   bool is_stale() const;
+  bool ranks_here() const { return ranker_ != nullptr; }
 
   const std::shared_ptr<Context>& context() const { return context_; }
   const WindowOpenReply& opened() const { return opened_; }
@@ -50,7 +52,22 @@ class Window : public Object {
   const std::shared_ptr<MappedMemory>& slots() const { return slots_; }
 
  private:
-  Result<void> attach(const WindowOpenReply& reply, std::vector<UniqueFd> fds);
+  Result<void> attach(const WindowOpen& options,
+                      const WindowOpenReply& reply,
+                      std::vector<UniqueFd> fds);
+  Result<void> attach_ranker(const WindowOpen& options,
+                             const UniqueFd& feed,
+                             const UniqueFd& vectors);
+  Result<void> fill(std::span<Ranker::Wanted> wanted, const Ranker::FillOptions& options) const;
+  Result<CompletionEntry> rank_here(const SubmissionEntry& entry,
+                                    std::span<const std::byte> query,
+                                    PrefetchRow& row,
+                                    Deadline deadline);
+  static Result<CompletionEntry> one_by_one(std::span<const std::shared_ptr<Window>> windows,
+                                            std::span<PrefetchRow> rows,
+                                            const SubmissionEntry& entry,
+                                            std::span<const std::byte> queries,
+                                            Deadline deadline);
   Result<void> check_fresh() const;
   WindowHeader& header() const;
   void saw_version(uint64_t version);
@@ -60,6 +77,7 @@ class Window : public Object {
   WindowOpenReply opened_;
   std::shared_ptr<MappedMemory> tables_;
   std::shared_ptr<MappedMemory> slots_;
+  std::unique_ptr<Ranker> ranker_;  // null: the daemon ranks
   std::vector<uint64_t> layer_at_;  // of each layer's LayerTableHeader in the tables
   std::atomic<uint64_t> newest_version_{0};
 };

@@ -30,6 +30,9 @@ struct Config {
   uint64_t host_budget_bytes = 1ULL << 30;
   uint64_t host_slab_bytes = 2ULL << 20;
   uint64_t host_warm_bytes = 64ULL << 20;  // at most an eighth of the budget is used
+  // Pages of vectors of open contexts, per space, sparse; 0: as host_budget_bytes, at least 256
+  // MiB.
+  uint64_t host_vectors_bytes = 0;
 
   std::string nvme_path;  // empty: no NVMe tier
   uint64_t nvme_bytes = 0;

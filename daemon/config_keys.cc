@@ -24,6 +24,7 @@ const std::vector<Key>& keys() {
       {"tiers.host.budget", Size{&Config::host_budget_bytes, 1 * kMiB, 64 * kTiB}},
       {"tiers.host.slab", Size{&Config::host_slab_bytes, 64 * kKiB, 256 * kMiB}},
       {"tiers.host.warm", Size{&Config::host_warm_bytes, 0, 64 * kTiB}},
+      {"tiers.host.vectors", Size{&Config::host_vectors_bytes, 0, 64 * kTiB}},
       {"tiers.nvme.path", Path{&Config::nvme_path, kPathMax}},
       {"tiers.nvme.size", Size{&Config::nvme_bytes, 4 * kMiB, 1024 * kTiB}},
       {"tiers.nvme.segment", Size{&Config::nvme_segment_bytes, 1 * kMiB, 256 * kMiB}},

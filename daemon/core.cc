@@ -4,9 +4,11 @@
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <fstream>
 #include <utility>
 
+#include "daemon/limits.h"
 #include "ipc/os_error.h"
 
 namespace skv {
@@ -96,8 +98,11 @@ Result<Space*> Core::space_of(uid_t uid) {
   }
   space->arena_read_only_fd = arena.value().read_only_fd;
   space->arena_bytes = arena.value().memory.size();
+  const uint64_t vectors_bytes = config.host_vectors_bytes > 0
+                                     ? config.host_vectors_bytes
+                                     : std::max(config.host_budget_bytes, kVectorPagesBytesMin);
   data.post(MapArena{space->id, std::move(writable), arena.value().memory.data(),
-                     arena.value().memory.size()});
+                     arena.value().memory.size(), vectors_bytes});
   return spaces_.emplace(uid, std::move(space)).first->second.get();
 }
 

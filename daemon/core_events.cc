@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "daemon/core.h"
+#include "daemon/verbs.h"
 
 // What the data thread says, one function per event.
 
@@ -71,6 +72,15 @@ struct Handler {
     if (!parts.slots_in_host) {
       fds.push_back(std::move(parts.slots));
     }
+    if (parts.rank_in == RankIn::kClient) {
+      if (!parts.feed.valid() || !parts.vectors.valid()) {
+        waiting.mapped()->error({ErrorCode::kIo, "no descriptor is left for the window's feed"});
+        close_window(core, *session, event.window, [] {});
+        return;
+      }
+      fds.push_back(std::move(parts.feed));
+      fds.push_back(std::move(parts.vectors));
+    }
     WindowOpenReply reply;
     reply.window = raw(event.window);
     reply.tables_bytes = parts.tables_bytes;
@@ -78,6 +88,9 @@ struct Handler {
     reply.slot_unit_bytes = parts.slot_unit_bytes;
     reply.width = parts.width;
     reply.slots_in_host = parts.slots_in_host ? 1 : 0;
+    reply.rank_in = static_cast<uint8_t>(parts.rank_in);
+    reply.feed_bytes = parts.feed_bytes;
+    reply.vectors_bytes = parts.vectors_bytes;
     waiting.mapped()->ok(reply, std::move(fds));
   }
 

@@ -122,6 +122,8 @@ const char* verb_name(uint16_t verb) {
       return "stat";
     case Verb::kDirectoryMap:
       return "directory_map";
+    case Verb::kWindowFill:
+      return "window_fill";
     case Verb::kGoAway:
       return "go_away";
     case Verb::kWindowLost:
@@ -204,6 +206,8 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
       return run<Stat>(core, session, frame, reply, stat);
     case Verb::kDirectoryMap:
       return run<Empty>(core, session, frame, reply, directory_map);
+    case Verb::kWindowFill:
+      return run<WindowFill>(core, session, frame, reply, window_fill);
     case Verb::kGoAway:
     case Verb::kWindowLost:
       break;

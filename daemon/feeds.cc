@@ -24,6 +24,7 @@ Feeds::Feed* Feeds::find(ContextId context) {
 }
 
 void Feeds::open_window(WindowRequest request) {
+  const uint32_t chunk_count = request.model->layout.chunk_count();
   Feed* feed = find(request.context->id());
   if (feed == nullptr) {
     auto made = std::make_unique<Feed>();
@@ -34,6 +35,16 @@ void Feeds::open_window(WindowRequest request) {
     feeds_.emplace(request.context->id(), std::move(made));
     data_.post(OpenFeed{feed->id, request.context->space(), std::move(request.model),
                         request.context->index()});
+  }
+  if (request.window.rank_in != RankIn::kDaemon && feed->map == nullptr) {
+    Result<std::shared_ptr<FeedMap>> map = FeedMap::create(request.sentences_max, chunk_count);
+    if (map.ok()) {
+      feed->map = std::move(map).value();
+      feed->map->promise(static_cast<uint32_t>(feed->fed.size()));
+      data_.post(ShareFeed{feed->id, feed->map});
+    } else {
+      spdlog::warn("a feed cannot be shared: {}", map.error().message);
+    }
   }
   request.window.feed = feed->id;
   feed->windows.insert(request.window.window);
@@ -180,6 +191,9 @@ void Feeds::advance(Feed& feed) {
     std::vector<SentenceUid> cold;
     for (const FeedSentence& sentence : batch.sentences) {
       cold.push_back(sentence.uid);
+    }
+    if (feed.map) {
+      feed.map->promise(static_cast<uint32_t>(feed.fed.size()));
     }
     data_.post(std::move(batch));
     batch = FeedSentences{feed.id, static_cast<uint32_t>(feed.fed.size()), {}};

@@ -39,6 +39,7 @@ class Feeds final : public DirectoryListener, public ResidencyListener {
     std::shared_ptr<Context> context;
     DataModelPtr model;
     OpenWindow window;
+    uint32_t sentences_max = 0;  // that the context can come to have
   };
   // Feeds what is stored already, then posts window.
   void open_window(WindowRequest request);
@@ -78,6 +79,7 @@ class Feeds final : public DirectoryListener, public ResidencyListener {
     std::shared_ptr<Context> context;
     std::vector<SentenceUid> fed;
     std::set<WindowId> windows;
+    std::shared_ptr<FeedMap> map;     // null: no client has asked to rank it
     std::vector<OpenWindow> opening;  // posted once all that is stored was fed
     Digest awaits;                    // key of the next sentence; zero: none closed yet
     std::unordered_map<SentenceUid, VectorsBlob> read;  // vectors that came and were not fed yet

@@ -27,6 +27,10 @@ inline constexpr uint64_t kHelloDeadlineNs = 5'000'000'000ULL;
 // waits in its session (kBusy towards the client once the session's in-flight limit is reached).
 inline constexpr uint32_t kDataCommandsMax = 4096;
 
+// Pages of vectors of one space where the configuration names no limit, at least: a page of 64
+// sentences of an 8B model is some 42 MiB.
+inline constexpr uint64_t kVectorPagesBytesMin = 256ULL << 20;
+
 // Models of one session; each is some KiB, shared where equal.
 inline constexpr uint32_t kSessionModelsMax = 64;
 

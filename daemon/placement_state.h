@@ -291,8 +291,8 @@ class Placement::State {
   uint64_t vectors_bytes = 0;
   std::deque<SentenceUid> vectors_queue;
   std::unordered_map<SentenceUid, VectorsWait> vectors_waits;
-  std::deque<SentenceUid> vectors_writes;  // vectors_unwritten()
-  uint32_t vectors_writes_in_flight = 0;   // each is a sentence that is written anew
+  std::deque<SentenceUid> vectors_writes;            // vectors_unwritten()
+  std::unordered_set<SentenceUid> vectors_in_write;  // each a sentence that is written anew
   std::list<FlushRun> flushes;
 };
 

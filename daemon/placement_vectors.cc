@@ -63,12 +63,16 @@ Result<void> Placement::set_vectors(SentenceUid uid,
 
 void Placement::State::start_vectors_writes() {
   constexpr uint32_t kInFlightMax = 2;  // behind whatever somebody waits for
-  while (vectors_writes_in_flight < kInFlightMax && !vectors_writes.empty()) {
+  while (vectors_in_write.size() < kInFlightMax && !vectors_writes.empty()) {
     const SentenceUid uid = vectors_writes.front();
     const Sentence* sentence = stored(uid);
     if (sentence == nullptr || !vectors_unwritten(*sentence)) {
       vectors_writes.pop_front();
       flush_progress(uid, {});
+      continue;
+    }
+    if (vectors_in_write.contains(uid)) {  // its write tells who waits
+      vectors_writes.pop_front();
       continue;
     }
     const Result<StoreOutcome> outcome = parts.nvme->put_vectors(
@@ -77,7 +81,7 @@ void Placement::State::start_vectors_writes() {
           const auto state = token.lock();
           if (state == nullptr) return;
           const Turn turn(**state);
-          --(*state)->vectors_writes_in_flight;
+          (*state)->vectors_in_write.erase(uid);
           (*state)->changed();
           Sentence* written = (*state)->stored(uid);
           if (result.ok() && written != nullptr) {
@@ -95,7 +99,7 @@ void Placement::State::start_vectors_writes() {
     }
     vectors_writes.pop_front();
     if (outcome.ok() && outcome.value() == StoreOutcome::kAccepted) {
-      ++vectors_writes_in_flight;
+      vectors_in_write.insert(uid);
       continue;
     }
     // No room, or a store that takes no writes: they stay in memory, and are derived again after a

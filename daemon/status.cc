@@ -120,6 +120,7 @@ json status_json(const Core& core, const DataStatistics& data) {
               {"charged_bytes", host.charged_bytes},
               {"peak_bytes", host.peak_charged_bytes},
               {"budget_bytes", host.budget_bytes},
+              {"vector_pages_bytes", data.vector_pages_bytes},
               {"extents", host.extents}}},
             {"nvme", nvme_json(core)}}},
           {"directory",

@@ -74,6 +74,7 @@ void vectors_put(Core& core, Session& session, const VectorsPut& message, const 
 // verbs_window.cc
 void window_open(Core& core, Session& session, const WindowOpen& message, const ReplyPtr& reply);
 void window_close(Core& core, Session& session, const WindowClose& message, const ReplyPtr& reply);
+void window_fill(Core& core, Session& session, const WindowFill& message, const ReplyPtr& reply);
 // Closes one window, then runs `closed` (at once if it is gone already).
 void close_window(Core& core, Session& session, WindowId window, std::function<void()> closed);
 

@@ -21,10 +21,10 @@ void context_open(Core& core, Session& session, const ContextOpen& message, cons
     return;
   }
   if (!is_index_kind(message.index_kind)) {
-    reply->error({ErrorCode::kUnsupported,
-                  "index_kind " + std::to_string(message.index_kind) +
-                      " is not served; served are 0 to " +
-                      std::to_string(static_cast<uint32_t>(kIndexKindLast))});
+    reply->error(
+        {ErrorCode::kUnsupported, "index_kind " + std::to_string(message.index_kind) +
+                                      " is not served; served are 0 to " +
+                                      std::to_string(static_cast<uint32_t>(kIndexKindLast))});
     return;
   }
   const uint32_t block_tokens = model->second->descriptor().block_tokens;

@@ -27,6 +27,10 @@ Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
                  "cut " + std::to_string(message.cut) +
                      " is not served; served are 0 (block) and 1 (sentence)"};
   }
+  if (message.rank_in > static_cast<uint8_t>(RankIn::kEither)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "rank_in is " + std::to_string(message.rank_in) + ", allowed are 0 to 2"};
+  }
   uint64_t tables = kWindowHeaderBytes;
   for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
     // 17 bytes per entry and buffer; TableLayout rounds each array up.
@@ -73,6 +77,8 @@ void window_open(Core& core, Session& session, const WindowOpen& message, const 
   request.window.resident_blocks = message.resident_blocks;
   request.window.cut = static_cast<CutKind>(message.cut);
   request.window.coarse_blocks = message.coarse_blocks;
+  request.window.rank_in = static_cast<RankIn>(message.rank_in);
+  request.sentences_max = core.config.session_context_tokens_max / kSentenceTokensMin + 1;
   core.feeds.open_window(std::move(request));
 }
 
@@ -89,6 +95,45 @@ void window_close(Core& core, Session& session, const WindowClose& message, cons
     return;
   }
   close_window(core, session, window->first, [reply] { reply->ok(); });
+}
+
+void window_fill(Core& core, Session& session, const WindowFill& message, const ReplyPtr& reply) {
+  const auto window = session.windows.find(WindowId{message.window});
+  if (window == session.windows.end() || !window->second.open) {
+    reply->error({ErrorCode::kUnknownHandle,
+                  "window " + std::to_string(message.window) + " is not one of this session"});
+    return;
+  }
+  const size_t count = message.sentences.size();
+  if (count == 0 || count > kFillChunksMax || message.chunks.size() != count) {
+    reply->error({ErrorCode::kInvalidArgument, std::to_string(count) + " sentences and " +
+                                                   std::to_string(message.chunks.size()) +
+                                                   " chunks; they must be as many, 1 to " +
+                                                   std::to_string(kFillChunksMax)});
+    return;
+  }
+  FillTask task;
+  task.session = session.id;
+  task.window = window->first;
+  task.waits = message.wait != 0;
+  task.version = message.version;
+  task.deadline_us = message.deadline_us;
+  for (size_t i = 0; i < count; ++i) {
+    task.chunks.push_back({message.sentences[i], message.chunks[i]});
+  }
+  task.task = core.tasks.begin(session.id, {}, [reply](TaskDone& done) {
+    if (!done.status.ok()) {
+      reply->error(done.status.error());
+      return;
+    }
+    WindowFillReply answer;
+    for (const TaskDone::Filled& each : done.filled) {
+      answer.host_pages.push_back(each.host_page);
+      answer.origins.push_back(static_cast<uint8_t>(each.origin));
+    }
+    reply->ok(answer);
+  });
+  core.data.post(std::move(task));
 }
 
 void close_window(Core& core, Session& session, WindowId window, std::function<void()> closed) {

@@ -22,6 +22,7 @@ inline constexpr uint32_t kMessageBytesMax = 64 * 1024;  // header included
 inline constexpr uint32_t kFdsMax = 4;
 inline constexpr uint32_t kAppendTokensMax = 8 * 1024;  // per message; a client splits longer ones
 inline constexpr uint32_t kReserveSentencesMax = 512;   // per message
+inline constexpr uint32_t kFillChunksMax = 4096;        // per message
 
 enum class Verb : uint16_t {
   kHello = 1,
@@ -48,6 +49,7 @@ enum class Verb : uint16_t {
   kDrop = 22,
   kStat = 23,
   kDirectoryMap = 24,
+  kWindowFill = 25,
   // Events, daemon to client, ticket 0.
   kGoAway = 64,      // the daemon drains: finish, reconnect later
   kWindowLost = 65,  // the device of this window is gone: its handle is stale
@@ -278,11 +280,19 @@ struct WindowOpen {
   uint32_t resident_blocks = 0;  // >= the sum of the three
   uint8_t cut = 0;               // CutKind
   uint32_t coarse_blocks = 0;    // fine stage reads at least this many; 0: the daemon's default
-  SKV_FIELDS(
-      context, budget_blocks, sink_blocks, recent_blocks, resident_blocks, cut, coarse_blocks)
+  uint8_t rank_in = 0;           // RankIn: who ranks, and owns resident sets and tables
+  SKV_FIELDS(context,
+             budget_blocks,
+             sink_blocks,
+             recent_blocks,
+             resident_blocks,
+             cut,
+             coarse_blocks,
+             rank_in)
 };
-// Descriptors: [0] tables memfd (read-write: readers_done), [1] the window's slots (device tier),
-// unless slots_in_host: then slots are read in the host mapping of hello.
+// Descriptors: tables memfd (read-write); the window's slots (device tier), unless slots_in_host:
+// then slots are read in the host mapping of hello; where rank_in says that the client ranks, the
+// context's feed (ipc/layout/feed.h) and the pages of vectors of the space, both to be read only.
 struct WindowOpenReply {
   uint32_t window = 0;
   uint64_t tables_bytes = 0;
@@ -290,11 +300,40 @@ struct WindowOpenReply {
   uint32_t slot_unit_bytes = 0;
   uint32_t width = 0;
   uint8_t slots_in_host = 0;
-  SKV_FIELDS(window, tables_bytes, slots_bytes, slot_unit_bytes, width, slots_in_host)
+  uint8_t rank_in = 0;  // RankIn, never kEither
+  uint64_t feed_bytes = 0;
+  uint64_t vectors_bytes = 0;
+  SKV_FIELDS(window,
+             tables_bytes,
+             slots_bytes,
+             slot_unit_bytes,
+             width,
+             slots_in_host,
+             rank_in,
+             feed_bytes,
+             vectors_bytes)
 };
 struct WindowClose {
   uint32_t window = 0;
   SKV_FIELDS(window)
+};
+
+// Chunks of sentences that a client which ranks wants in host memory: chunks[i] of sentences[i].
+// wait: answered when all came or the deadline has passed, and leased until readers_done reaches
+// `version`; else they are asked for, and the answer says what is there now.
+struct WindowFill {
+  uint32_t window = 0;
+  uint64_t version = 0;
+  uint8_t wait = 0;
+  uint32_t deadline_us = 0;  // 0: the daemon's default
+  std::vector<uint32_t> sentences;
+  std::vector<uint32_t> chunks;
+  SKV_FIELDS(window, version, wait, deadline_us, sentences, chunks)
+};
+struct WindowFillReply {             // one per chunk
+  std::vector<uint32_t> host_pages;  // as in the feed; 0: not there
+  std::vector<uint8_t> origins;      // Origin
+  SKV_FIELDS(host_pages, origins)
 };
 
 // Descriptors of the reply: [0] channel memfd, [1] doorbell of the daemon (an eventfd, the client

@@ -27,8 +27,8 @@ std::byte* page_memory(uint64_t bytes) {
   const uint64_t alignment = huge ? kHugePage : 64;
   auto* memory = static_cast<std::byte*>(
       std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment));
-  SKV_CHECK(memory != nullptr, "memory for a page of vectors");
-  if (huge) ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: where there are none, it stays slow
+  if (memory != nullptr && huge)
+    ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: where there are none, it stays slow
   return memory;
 }
 
@@ -62,9 +62,25 @@ void append_area(std::byte* area,
               record_layout.bytes - record_layout.scale_codes);
 }
 
+class HeapPageMemory final : public PageMemory {
+ public:
+  std::byte* allocate(uint64_t bytes) override { return page_memory(bytes); }
+  void release(std::byte* memory, uint64_t) override { std::free(memory); }
+};
+
 }  // namespace
 
-void VectorPage::Free::operator()(std::byte* memory) const { std::free(memory); }
+std::shared_ptr<PageMemory> heap_page_memory() {
+  static const auto memory = std::make_shared<HeapPageMemory>();
+  return memory;
+}
+
+VectorPage::VectorPage(std::shared_ptr<PageMemory> from, uint64_t page_bytes)
+    : owner(std::move(from)), bytes(page_bytes), memory(owner->allocate(page_bytes)) {}
+
+VectorPage::~VectorPage() {
+  if (memory != nullptr) owner->release(memory, bytes);
+}
 
 RankPageLayout::RankPageLayout(VectorsLayout vectors) : vectors_(std::move(vectors)) {
   const IndexKind kind = vectors_.index().kind;
@@ -84,21 +100,22 @@ RankPageLayout::RankPageLayout(VectorsLayout vectors) : vectors_(std::move(vecto
   page_bytes_ = (page_bytes_ + RankAreaLayout::kOverread + 63) / 64 * 64;
 }
 
-VectorPages::VectorPages(std::shared_ptr<const RankPageLayout> layout)
-    : layout_(std::move(layout)) {}
+VectorPages::VectorPages(std::shared_ptr<const RankPageLayout> layout,
+                         std::shared_ptr<PageMemory> memory)
+    : layout_(std::move(layout)), memory_(std::move(memory)) {}
 
-void VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) {
+bool VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) {
   const VectorsLayout& vectors = layout_->vectors();
   const uint32_t tokens = block_count * vectors.block_tokens();
   SKV_CHECK(tokens >= 1 && tokens <= kSentenceTokensMax, "tokens of a sentence");
   SKV_CHECK(blob.size() == vectors.blob_bytes(block_count), "blob size");
   if (sentence_count() % kPageSentences == 0) {
-    auto page = std::make_shared<VectorPage>();
-    page->memory.reset(page_memory(layout_->page_bytes()));
+    auto page = std::make_shared<VectorPage>(memory_, layout_->page_bytes());
+    if (page->memory == nullptr) return false;
     // Read past the last fine row, never used.
-    std::memset(page->memory.get() + layout_->page_bytes() - RankAreaLayout::kOverread, 0,
+    std::memset(page->memory + layout_->page_bytes() - RankAreaLayout::kOverread, 0,
                 RankAreaLayout::kOverread);
-    bases_.push_back(page->memory.get());
+    bases_.push_back(page->memory);
     pages_.push_back(std::move(page));
   }
   VectorPage& page = *pages_.back();
@@ -107,7 +124,7 @@ void VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) 
   for (uint32_t layer = 0; layer < vectors.layer_count(); ++layer) {
     const VectorRecordLayout record_layout = vectors.record(layer, block_count);
     for (uint32_t head = 0; head < vectors.kv_heads(layer); ++head) {
-      std::byte* area = page.memory.get() + layout_->area_offset(layer, head);
+      std::byte* area = page.memory + layout_->area_offset(layer, head);
       if (is_flat(kind)) {
         append_flat(area, vectors.index(), vectors.k_dim(layer), page.fine_unit_count,
                     vectors.runs(block_count), record);
@@ -123,6 +140,7 @@ void VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) 
   page.block_counts[page.sentence_count++] = block_count;
   page.fine_unit_count += fine_units(kind, vectors.runs(block_count));
   end_block_ += block_count;
+  return true;
 }
 
 std::shared_ptr<const VectorPage> VectorPages::full_page(uint32_t page_index) const {
@@ -140,7 +158,7 @@ void VectorPages::adopt(std::shared_ptr<const VectorPage> page) {
     fine_unit += fine_units(layout_->vectors().index().kind, layout_->vectors().runs(block_count));
     end_block_ += block_count;
   }
-  bases_.push_back(page->memory.get());
+  bases_.push_back(page->memory);
   // Never written again: append only touches a page that is not full.
   pages_.push_back(std::const_pointer_cast<VectorPage>(std::move(page)));
 }

@@ -59,13 +59,29 @@ struct RankView {
   IndexKind kind = IndexKind::kMeanSpreadRuns;
 };
 
+// Where pages of vectors lie: the heap, or memory that other processes map.
+//
+// Thread  that of the pages made in it.
+class PageMemory {
+ public:
+  virtual ~PageMemory() = default;
+  // Aligned to 64, contents undefined; null: there is no room.
+  virtual std::byte* allocate(uint64_t bytes) = 0;
+  virtual void release(std::byte* memory, uint64_t bytes) = 0;
+};
+std::shared_ptr<PageMemory> heap_page_memory();
+
 // Up to 64 consecutive sentences of one path, all layers and heads: the unit of sharing between
 // contexts. Immutable once full. Memory is one allocation of fixed size, touched as it fills.
 struct VectorPage {
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
-  std::unique_ptr<std::byte, Free> memory;  // aligned to 64
+  VectorPage(std::shared_ptr<PageMemory> from, uint64_t page_bytes);  // memory may be null after it
+  ~VectorPage();
+  VectorPage(const VectorPage&) = delete;
+  VectorPage& operator=(const VectorPage&) = delete;
+
+  const std::shared_ptr<PageMemory> owner;
+  const uint64_t bytes;
+  std::byte* const memory;  // aligned to 64
   uint32_t sentence_count = 0;
   uint32_t fine_unit_count = 0;
   uint32_t block_counts[kPageSentences] = {};
@@ -100,11 +116,13 @@ class RankPageLayout {
 // Owns    its last page alone; full pages together with whoever else holds them.
 class VectorPages {
  public:
-  explicit VectorPages(std::shared_ptr<const RankPageLayout> layout);
+  explicit VectorPages(std::shared_ptr<const RankPageLayout> layout,
+                       std::shared_ptr<PageMemory> memory = heap_page_memory());
 
   // Appends the sentence that follows on the context's grid; `blob` is copied and must have the
   // size for block_count (checked), finite or not. Requires: 32..64 tokens, so that it fits.
-  void append(uint32_t block_count, std::span<const std::byte> blob);
+  // False: it needs a new page and there is no memory for one; nothing changed.
+  bool append(uint32_t block_count, std::span<const std::byte> blob);
 
   // Contexts with a common path share full pages: full_page(i) of one is adopted by the other.
   // Requires of adopt: only full pages before (sentence_count() a multiple of 64), same layout.
@@ -115,6 +133,9 @@ class VectorPages {
   uint32_t sentence_count() const { return static_cast<uint32_t>(sentences_.size()); }
   uint32_t end_block() const { return end_block_; }
   SentenceSpan sentence(uint32_t sentence_index) const;
+  const RankSentence& ranked(uint32_t sentence_index) const { return sentences_[sentence_index]; }
+  uint32_t page_count() const { return static_cast<uint32_t>(bases_.size()); }
+  const std::byte* page(uint32_t page_index) const { return bases_[page_index]; }
   uint64_t bytes() const;  // of all its pages, shared ones included
   const RankPageLayout& layout() const { return *layout_; }
 
@@ -122,6 +143,7 @@ class VectorPages {
 
  private:
   std::shared_ptr<const RankPageLayout> layout_;
+  std::shared_ptr<PageMemory> memory_;
   std::vector<std::shared_ptr<VectorPage>> pages_;
   std::vector<const std::byte*> bases_;
   std::vector<RankSentence> sentences_;

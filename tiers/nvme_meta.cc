@@ -398,8 +398,7 @@ bool NvmeMeta::purged(const Digest& key, uint64_t record_number) const {
   return at != purges_.end() && record_number <= at->second;
 }
 
-static_assert(NvmeMeta::kPurgesMax * sizeof(nvme::PurgeEntry) <
-              nvme::kMetaPayloadBytesMax / 5 * 4);
+static_assert(NvmeMeta::kPurgesMax * sizeof(nvme::PurgeEntry) < nvme::kMetaPayloadBytesMax / 5 * 4);
 
 void NvmeMeta::prune_purges(const std::unordered_set<Digest, DigestHash>& keys_in_file) {
   std::set<KeyBegin> there;

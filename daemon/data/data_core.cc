@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <iterator>
 #include <string>
@@ -16,6 +17,8 @@ namespace {
 
 // How often readers_done is looked at while a withdrawal waits for it: no doorbell tells.
 constexpr uint64_t kReadersPollNs = 1'000'000;
+// How often the marks of clients that rank for themselves are collected.
+constexpr uint64_t kCollectNs = 1'000'000'000;
 constexpr uint32_t kEntriesPerTurn = 4;  // of one channel, per step
 
 uint64_t monotonic_ns() {
@@ -54,6 +57,11 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
                   pool,
                   residency_,
                   counters),
+      fills_({[this] { return now_ns(); }, [this](TaskDone done) { emit(std::move(done)); },
+              [this](SpaceId space, const ChunkRef& chunk, bool urgent) {
+                ask(space, chunk, urgent);
+              }},
+             residency_),
       copies_({[this] { return now_ns(); },
                [this](SpaceId space) {
                  const auto arena = arenas_.find(space);
@@ -84,7 +92,9 @@ uint64_t DataCore::step() {
   poll_pool();
   bool more = take_submissions();
   more |= feed_slice(now_ns() + slice_ns);
-  more |= prefetches_.run(now_ns() + slice_ns);
+  // One turn: a prefetch that came meanwhile does not wait for the others' whole slice.
+  more |= prefetches_.run(now_ns() + PrefetchRunner::kTurnNs);
+  fills_.run();
   more |= copies_.run(now_ns() + copy_slice_ns);
   answer_loop();
   finish_closing();
@@ -97,7 +107,8 @@ uint64_t DataCore::next_wake_ns(bool more) const {
       (prefetches_.count() > 0 || !creating_.empty())) {
     return 0;  // an inline pool has no other way to tell
   }
-  uint64_t next = prefetches_.next_deadline_ns();
+  uint64_t next = std::min(prefetches_.next_deadline_ns(), fills_.next_deadline_ns());
+  if (ranking_clients_ > 0) next = std::min(next, collected_ns_ + kCollectNs);
   if (residency_.withdrawals_wait()) next = std::min(next, now_ns() + kReadersPollNs);
   for (const auto& [id, feed] : feeds_) {
     if (!feed->has_touched()) continue;
@@ -110,6 +121,7 @@ uint64_t DataCore::next_wake_ns(bool more) const {
 
 void DataCore::on(MapArena& command) {
   arenas_[command.space] = {command.base, command.bytes};
+  vector_spaces_[command.space] = {command.vectors_bytes, nullptr};
   if (Result<void> mapped = pool_.map_arena(command.space, command.arena.get(), command.bytes);
       !mapped.ok()) {
     // Its moves fail, and say so.
@@ -119,16 +131,38 @@ void DataCore::on(MapArena& command) {
 
 void DataCore::on(UnmapArena& command) {
   arenas_.erase(command.space);
+  vector_spaces_.erase(command.space);
   pool_.unmap_arena(command.space);
   emit(ArenaUnmapped{command.space});
 }
 
 void DataCore::on(OpenFeed& command) {
   const FeedId id = command.feed;
+  std::shared_ptr<VectorArena> arena = vector_arena(command.space);
   const bool added =
-      feeds_.emplace(id, std::make_shared<Feed>(std::move(command), residency_)).second;
+      feeds_.emplace(id, std::make_shared<Feed>(std::move(command), residency_, std::move(arena)))
+          .second;
   SKV_CHECK(added, "a feed's id is new");
   DataCounters::set(counters_.feeds, feeds_.size());
+}
+
+// Made with the first feed of the space. Null: the system refused the memory, tried again for the
+// next feed.
+std::shared_ptr<VectorArena> DataCore::vector_arena(SpaceId space) {
+  const auto found = vector_spaces_.find(space);
+  if (found == vector_spaces_.end()) return nullptr;
+  VectorSpace& vectors = found->second;
+  if (vectors.arena == nullptr) {
+    Result<std::shared_ptr<VectorArena>> made = VectorArena::create(vectors.bytes);
+    if (made.ok()) vectors.arena = std::move(made).value();
+  }
+  return vectors.arena;
+}
+
+void DataCore::on(ShareFeed& command) {
+  const auto feed = feeds_.find(command.feed);
+  SKV_CHECK(feed != feeds_.end(), "a shared feed is open");
+  feed->second->share(std::move(command.map));
 }
 
 void DataCore::on(CloseFeed& command) {
@@ -146,24 +180,87 @@ void DataCore::on(FeedSentences& command) {
 bool DataCore::feed_slice(uint64_t end_ns) {
   for (const auto& [id, feed] : feeds_) {
     while (feed->pending()) {
-      feed->append_one();
+      feed->append_next();
       if (now_ns() >= end_ns) return true;
     }
   }
+  uint64_t pages = 0;
+  for (const auto& [space, vectors] : vector_spaces_) {
+    if (vectors.arena) pages += vectors.arena->charged_bytes();
+  }
+  DataCounters::set(counters_.vector_pages_bytes, pages);
   return false;
 }
 
 void DataCore::on(ChunkArrived& command) {
   if (!residency_.arrived(command.chunk, command.offset, command.origin)) return;
   prefetches_.chunk_arrived(command.chunk);
+  fills_.chunk_arrived(command.chunk);
 }
 
 void DataCore::on(ChunkFailed& command) {
   residency_.failed(command.chunk);
   prefetches_.chunk_failed(command.chunk);
+  fills_.chunk_failed(command.chunk);
 }
 
-void DataCore::on(Withdraw& command) { residency_.withdraw(command.chunk); }
+void DataCore::on(Withdraw& command) {
+  Hidden hidden;
+  if (ranking_clients_ > 0) {
+    for (const auto& [id, window] : windows_) {
+      if (!window->client_ranks() || !window->slots_in_host()) continue;
+      Feed& feed = window->feed();
+      const auto index = residency_.shown_as(command.chunk.uid, feed.map().get());
+      if (!index) continue;
+      hidden.readers.push_back({window, 0});
+      hidden.bytes = feed.layout().chunk_bytes(command.chunk.chunk, feed.span(*index).block_count);
+    }
+    // Keeps the extent until the readers are done.
+    if (!hidden.readers.empty()) hidden.lease = residency_.lease(command.chunk);
+  }
+  residency_.withdraw(command.chunk);
+  if (!hidden.lease) return;
+  // A client sets `making`, then looks; we hide, then look at `making`: one of the two sees the
+  // other.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  for (Hidden::Reader& reader : hidden.readers) reader.making = reader.window.lock()->making();
+  hidden_.push_back(std::move(hidden));
+}
+
+void DataCore::on(FillTask& command) {
+  const auto found = windows_.find(command.window);
+  if (found == windows_.end() || found->second->options().session != command.session ||
+      found->second->closing || !found->second->client_ranks() || !found->second->slots_in_host()) {
+    TaskDone done;
+    done.task = command.task;
+    done.session = command.session;
+    done.status = Error{ErrorCode::kUnknownHandle, "no window of this session that ranks in place"};
+    return emit(std::move(done));
+  }
+  const uint32_t wanted_us =
+      command.deadline_us == 0 ? options_.wait_deadline_us : command.deadline_us;
+  const uint64_t deadline_us = std::min(wanted_us, options_.wait_deadline_us_max);
+  fills_.add(command, found->second, now_ns() + deadline_us * 1000);
+}
+
+void DataCore::collect_marks() {
+  if (now_ns() - collected_ns_ < kCollectNs) return;
+  collected_ns_ = now_ns();
+  for (const auto& [id, window] : windows_) {
+    if (window->client_ranks()) window->collect(counters_);
+  }
+}
+
+void DataCore::release_hidden() {
+  std::erase_if(hidden_, [](Hidden& hidden) {
+    std::erase_if(hidden.readers, [&](const Hidden::Reader& reader) {
+      const std::shared_ptr<Window> window = reader.window.lock();
+      return window == nullptr || !window->may_read(reader.making, hidden.lease->chunk.chunk,
+                                                    hidden.lease->offset, hidden.bytes);
+    });
+    return hidden.readers.empty();
+  });
+}
 
 void DataCore::ask(SpaceId space, const ChunkRef& chunk, bool urgent) {
   if (residency_.ask(chunk, urgent)) needed_[{space, urgent}].push_back(chunk);
@@ -336,6 +433,9 @@ Result<std::shared_ptr<Window>> DataCore::window_of_row(const Channel& channel,
   }
   const std::shared_ptr<Window>& window = found->second;
   if (window->state == Window::State::kLost) return Error{ErrorCode::kStale, "window"};
+  if (window->client_ranks()) {
+    return Error{ErrorCode::kInvalidArgument, "the client of this window ranks"};
+  }
   const uint32_t layer_count = window->feed().layout().layer_count();
   if (entry.layer_count == 0 || entry.layer_count > layer_count ||
       entry.first_layer > layer_count - entry.layer_count) {

@@ -12,6 +12,7 @@
 #include "daemon/data/data_messages.h"
 #include "daemon/data/data_thread.h"
 #include "daemon/data/feed.h"
+#include "daemon/data/fill_runner.h"
 #include "daemon/data/prefetch_runner.h"
 #include "daemon/data/put_table.h"
 #include "daemon/data/residency.h"
@@ -81,6 +82,22 @@ class DataCore {
   };
   static_assert(kChannelEntries == 64, "a bit per submission in flight");
 
+  struct VectorSpace {
+    uint64_t bytes = 0;  // at most
+    std::shared_ptr<VectorArena> arena;
+  };
+
+  // A chunk that was hidden from clients which read it in place without asking.
+  struct Hidden {
+    struct Reader {
+      std::weak_ptr<Window> window;
+      uint64_t making = 0;  // when it was hidden
+    };
+    ExtentLease lease;
+    uint64_t bytes = 0;           // of the chunk
+    std::vector<Reader> readers;  // that may still read it
+  };
+
   void on(Ping&) { emit(Pong{}); }
   void on(MapArena& command);
   void on(UnmapArena& command);
@@ -89,12 +106,14 @@ class DataCore {
   void on(ChannelReply& command);
   void on(CloseSession& command);
   void on(OpenFeed& command);
+  void on(ShareFeed& command);
   void on(CloseFeed& command);
   void on(FeedSentences& command);
   void on(ChunkArrived& command);
   void on(ChunkFailed& command);
   void on(Withdraw& command);
   void on(OpenWindow& command);
+  void on(FillTask& command);
   void on(CloseWindow& command);
   void on(GrantMemory& command) { puts_.grant(command); }
   void on(RevokeMemory& command) { puts_.revoke(command); }
@@ -125,10 +144,14 @@ class DataCore {
   void complete(Channel& channel, Submission& submission);
   void protocol_error(Channel& channel, const std::string& message);
   bool feed_slice(uint64_t end_ns);
+  std::shared_ptr<VectorArena> vector_arena(SpaceId space);
   void ask(SpaceId space, const ChunkRef& chunk, bool urgent);
   void answer_loop();
+  // Lets go of hidden chunks that no client which ranks can still be reading.
+  void release_hidden();
+  void collect_marks();
   void finish_closing();
-  void opened(const Window& window, Result<WindowOpened::Parts> parts);
+  void opened(Window& window, Result<WindowOpened::Parts> parts);
   void remove_channel(std::map<ChannelId, Channel>::iterator channel);
   uint64_t next_wake_ns(bool more) const;
   void emit(DataEvent event) { events_.push_back(std::move(event)); }
@@ -140,12 +163,17 @@ class DataCore {
   std::vector<DataEvent> events_;
   Residency residency_;  // outlives leases of windows and prefetches
   std::unordered_map<SpaceId, ArenaView> arenas_;
+  std::unordered_map<SpaceId, VectorSpace> vector_spaces_;
   std::unordered_map<FeedId, std::shared_ptr<Feed>> feeds_;
   std::map<WindowId, std::shared_ptr<Window>> windows_;
   std::map<WindowId, UniqueFd> tables_to_send_;  // of windows being created
   std::map<ChannelId, Channel> channels_;
   std::set<SessionId> closing_sessions_;
+  std::vector<Hidden> hidden_;
+  uint32_t ranking_clients_ = 0;  // windows
+  uint64_t collected_ns_ = 0;
   PrefetchRunner prefetches_;
+  FillRunner fills_;
   CopyRunner copies_;
   PutTable puts_;
   std::unordered_map<uint64_t, WindowId> creating_;                   // by pool ticket

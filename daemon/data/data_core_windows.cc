@@ -1,4 +1,6 @@
 // DataCore: windows, their slabs, the device, and how sessions end.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -26,6 +28,15 @@ void DataCore::on(OpenWindow& command) {
   if (in_host && arena == arenas_.end()) {
     return refused(Error{ErrorCode::kInternal, "the space of the window has no host arena"});
   }
+  const bool can_share = in_host && feed->second->map() && feed->second->arena();
+  if (command.rank_in == RankIn::kClient && !can_share) {
+    return refused(Error{ErrorCode::kUnsupported,
+                         in_host ? "ranking in the client: the system refuses memory to share"
+                                 : "ranking in the client where windows have device slots"});
+  }
+  if (command.rank_in == RankIn::kEither) {
+    command.rank_in = can_share ? RankIn::kClient : RankIn::kDaemon;
+  }
   UniqueFd tables;
   Result<std::unique_ptr<Window>> made =
       Window::create(command, feed->second, in_host, in_host ? arena->second.bytes : 0, tables);
@@ -45,10 +56,11 @@ void DataCore::on(OpenWindow& command) {
   }
   const bool added = windows_.emplace(command.window, std::move(window)).second;
   SKV_CHECK(added, "a window's id is new");
+  ranking_clients_ += command.rank_in == RankIn::kClient ? 1 : 0;
   DataCounters::set(counters_.windows, windows_.size());
 }
 
-void DataCore::opened(const Window& window, Result<WindowOpened::Parts> parts) {
+void DataCore::opened(Window& window, Result<WindowOpened::Parts> parts) {
   const OpenWindow& options = window.options();
   if (parts.ok()) {
     parts.value().tables = std::move(tables_to_send_[options.window]);
@@ -57,6 +69,14 @@ void DataCore::opened(const Window& window, Result<WindowOpened::Parts> parts) {
     parts.value().slot_unit_bytes = window.slot_unit_bytes();
     parts.value().width = window.width();
     parts.value().slots_in_host = window.slots_in_host();
+    parts.value().rank_in = options.rank_in;
+  }
+  if (parts.ok() && window.client_ranks()) {
+    const Feed& feed = window.feed();
+    parts.value().feed = UniqueFd(::fcntl(feed.map()->read_only_fd(), F_DUPFD_CLOEXEC, 3));
+    parts.value().vectors = UniqueFd(::fcntl(feed.arena()->read_only_fd(), F_DUPFD_CLOEXEC, 3));
+    parts.value().feed_bytes = feed.map()->bytes();
+    parts.value().vectors_bytes = feed.arena()->bytes();
   }
   tables_to_send_.erase(options.window);
   if (!closing_sessions_.contains(options.session)) {
@@ -86,6 +106,7 @@ void DataCore::slab_created(WindowId id, SlotPool::Completion& completion) {
     const OpenWindow options = window.options();
     const bool answer_close = window.closing && !closing_sessions_.contains(options.session);
     opened(window, completion.status.error());
+    ranking_clients_ -= window.client_ranks() ? 1 : 0;
     windows_.erase(id);
     if (answer_close) emit(WindowClosed{options.session, id});
     DataCounters::set(counters_.windows, windows_.size());
@@ -120,6 +141,7 @@ void DataCore::on(CloseWindow& command) {
   }
   found->second->closing = true;
   prefetches_.abort(*found->second, ErrorCode::kCancelled);
+  fills_.abort(*found->second, /*silent=*/false);
 }
 
 void DataCore::on(CloseSession& command) {
@@ -133,6 +155,7 @@ void DataCore::on(CloseSession& command) {
     if (window->options().session != command.session) continue;
     window->closing = true;
     prefetches_.abort(*window, ErrorCode::kOk);
+    fills_.abort(*window, /*silent=*/true);
   }
   copies_.drop(command.session);
   puts_.drop(command.session);
@@ -148,6 +171,10 @@ void DataCore::finish_closing() {
     const OpenWindow options = window.options();
     if (window.state == Window::State::kOpen && !window.slots_in_host()) {
       pool_.destroy_slab(window.slab);
+    }
+    if (window.client_ranks()) {
+      window.collect(counters_);
+      --ranking_clients_;
     }
     at = windows_.erase(at);
     if (!closing_sessions_.contains(options.session)) {
@@ -169,6 +196,8 @@ void DataCore::finish_closing() {
 }
 
 void DataCore::answer_loop() {
+  if (!hidden_.empty()) release_hidden();
+  if (ranking_clients_ > 0) collect_marks();
   if (residency_.withdrawals_wait()) {
     for (auto& [id, window] : windows_) window->release_read();
   }

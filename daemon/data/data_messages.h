@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "daemon/data/feed_map.h"
 #include "ipc/channel.h"
 #include "ipc/identity/model.h"
 #include "ipc/layout/body_layout.h"
@@ -53,12 +54,14 @@ inline constexpr uint64_t kNoExtent = ~uint64_t{0};
 
 // ---- commands -----------------------------------------------------------------------------------
 
-// The host tier of a space. `base` is the loop's own mapping of it, written by copy tasks.
+// The host tier of a space. `base` is the loop's own mapping of it, written by copy tasks. Its
+// pages of vectors are a memory of their own, of up to `vectors_bytes`.
 struct MapArena {
   SpaceId space{};
   UniqueFd arena;
   std::byte* base = nullptr;
   uint64_t bytes = 0;
+  uint64_t vectors_bytes = 256ULL << 20;
 };
 // Requires: every session of the space is closed. Answer: ArenaUnmapped.
 struct UnmapArena {
@@ -95,6 +98,11 @@ struct OpenFeed {
   SpaceId space{};
   DataModelPtr model;
   IndexDescriptor index;
+};
+// Shows a feed to clients that rank for themselves. Once per feed, before the window that needs it.
+struct ShareFeed {
+  FeedId feed{};
+  std::shared_ptr<FeedMap> map;
 };
 struct CloseFeed {  // Requires: its windows were closed before, in posting order
   FeedId feed{};
@@ -144,7 +152,23 @@ struct OpenWindow {
   uint32_t recent_blocks = 0;
   uint32_t resident_blocks = 0;
   CutKind cut = CutKind::kBlock;
-  uint32_t coarse_blocks = 0;  // 0: 4 x budget
+  uint32_t coarse_blocks = 0;        // 0: 4 x budget
+  RankIn rank_in = RankIn::kDaemon;  // a client that ranks needs a shared feed
+};
+// Chunks that the client of a window, which ranks for itself, does not find in host memory.
+// Answer: TaskDone. `chunks` are the client's word.
+struct FillTask {
+  struct Chunk {
+    uint32_t sentence = 0;
+    uint32_t chunk = 0;
+  };
+  TaskId task{};
+  SessionId session{};
+  WindowId window{};
+  bool waits = false;  // until all came or the deadline; leased for `version`
+  uint64_t version = 0;
+  uint32_t deadline_us = 0;  // 0: the default
+  std::vector<Chunk> chunks;
 };
 struct CloseWindow {  // Answer: WindowClosed
   SessionId session{};
@@ -269,12 +293,14 @@ using DataCommand = std::variant<Ping,
                                  ChannelReply,
                                  CloseSession,
                                  OpenFeed,
+                                 ShareFeed,
                                  CloseFeed,
                                  FeedSentences,
                                  ChunkArrived,
                                  ChunkFailed,
                                  Withdraw,
                                  OpenWindow,
+                                 FillTask,
                                  CloseWindow,
                                  GrantMemory,
                                  RevokeMemory,
@@ -319,6 +345,11 @@ struct WindowOpened {
     uint32_t slot_unit_bytes = 0;
     uint32_t width = 0;
     bool slots_in_host = false;
+    RankIn rank_in = RankIn::kDaemon;
+    UniqueFd feed;  // the client ranks: read-only descriptors
+    UniqueFd vectors;
+    uint64_t feed_bytes = 0;
+    uint64_t vectors_bytes = 0;
   };
   SessionId session{};
   WindowId window{};
@@ -368,11 +399,16 @@ struct TaskDone {
     uint32_t chunk = 0;
     ChunkSum sum;
   };
+  struct Filled {
+    uint32_t host_page = 0;  // as in ipc/layout/feed.h; 0: not there
+    Origin origin = Origin::kHost;
+  };
   TaskId task{};
   SessionId session{};
   Result<void> status;
-  uint64_t bytes = 0;     // copied
-  std::vector<Sum> sums;  // CopyTask, put
+  uint64_t bytes = 0;          // copied
+  std::vector<Filled> filled;  // FillTask: one per chunk
+  std::vector<Sum> sums;       // CopyTask, put
   struct Put {
     bool whole = false;
     std::vector<Sum> sums;  // of every chunk, if whole

@@ -252,6 +252,7 @@ DataStatistics DataThread::statistics() const {
   to.channels = get(from.channels);
   to.windows = get(from.windows);
   to.feeds = get(from.feeds);
+  to.vector_pages_bytes = get(from.vector_pages_bytes);
   to.device_bytes_used = get(from.device_bytes_used);
   to.device_bytes_budget = get(from.device_bytes_budget);
   return to;

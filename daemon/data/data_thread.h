@@ -55,6 +55,7 @@ struct DataStatistics {
   uint64_t channels = 0;
   uint64_t windows = 0;
   uint64_t feeds = 0;
+  uint64_t vector_pages_bytes = 0;  // of open contexts, all spaces
   uint64_t device_bytes_used = 0;
   uint64_t device_bytes_budget = 0;
 };

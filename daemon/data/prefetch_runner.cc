@@ -201,30 +201,19 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
 void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint64_t start_ns = hooks_.now_ns();
   Feed& feed = prefetch.window->feed();
-  const OpenWindow& options = prefetch.window->options();
+  const WindowShape& shape = prefetch.window->layout().shape();
   const LayerDescriptor& layer = feed.model()->descriptor.layers[prefetch.layer];
-
-  RankQuery query;
-  query.queries = prefetch.request.query.data() + prefetch.query_at;
-  query.query_count = layer.queries_per_kv_head;
-  query.softmax_scale = layer.softmax_scale;
-  RankOptions rank_options;
-  rank_options.sink_blocks = options.sink_blocks;
-  rank_options.recent_blocks = options.recent_blocks;
-  rank_options.coarse_blocks =
-      options.coarse_blocks > 0 ? options.coarse_blocks : std::max(4 * options.budget_blocks, 512U);
   const RankResult ranked =
-      rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), query,
-           rank_options, rank_scratch_);
+      ranker_.rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), layer,
+                   prefetch.request.query.data() + prefetch.query_at, shape);
   const uint64_t ranked_ns = hooks_.now_ns();
-  const CutOptions cut_options{static_cast<CutUnit>(options.cut), options.budget_blocks};
-  const ReadSet read = cut(ranked, cut_options, cut_scratch_);
+  const ReadSet read = ranker_.cut(ranked, shape);
 
   HeadPlan& plan = prefetch.heads[prefetch.head];
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
-  ahead_.collect(feed, prefetch.layer, ranked, cut_options, read.blocks);
+  ahead_.collect(feed, prefetch.layer, ranked, HeadRanker::cut_options(shape), read.blocks);
   plan.blocks.assign(read.blocks.begin(), read.blocks.end());
   plan.sentences.assign(read.sentences.begin(), read.sentences.end());
   plan.scores.assign(read.scores.begin(), read.scores.end());

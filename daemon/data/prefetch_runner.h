@@ -9,8 +9,7 @@
 #include "daemon/data/prefetch.h"
 #include "daemon/data/read_ahead.h"
 #include "daemon/data/statistics.h"
-#include "kernels/cut.h"
-#include "kernels/rank.h"
+#include "kernels/head_ranker.h"
 
 namespace skv {
 
@@ -127,8 +126,7 @@ class PrefetchRunner {
   uint64_t least_worked_ns_ = 0;                       // where a new account begins
   uint64_t turns_ = 0;
   std::unordered_map<uint64_t, Batch> batches_;  // by ticket
-  RankScratch rank_scratch_;
-  CutScratch cut_scratch_;
+  HeadRanker ranker_;
   ReadAhead ahead_;
   LayerTable table_;
   std::vector<uint32_t> published_slots_;

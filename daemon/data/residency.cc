@@ -51,6 +51,28 @@ void Residency::gone(Chunk& place) {
   if (place.extent->ahead) ++ahead_counts_.wasted;
 }
 
+void Residency::show(SentenceUid uid, FeedMap* map, uint32_t sentence_index) {
+  Sentence& sentence = sentences_.at(uid);
+  sentence.shown.push_back({map, sentence_index});
+  for (uint32_t chunk = 0; chunk < sentence.chunks.size(); ++chunk) {
+    const Extent* extent = sentence.chunks[chunk].extent.get();
+    if (extent != nullptr) map->show_chunk(sentence_index, chunk, extent->offset);
+  }
+}
+
+void Residency::hide(SentenceUid uid, const FeedMap* map) {
+  std::erase_if(sentences_.at(uid).shown, [&](const Shown& shown) { return shown.map == map; });
+}
+
+std::optional<uint32_t> Residency::shown_as(SentenceUid uid, const FeedMap* map) const {
+  const auto found = sentences_.find(uid);
+  if (found == sentences_.end()) return std::nullopt;
+  for (const Shown& shown : found->second.shown) {
+    if (shown.map == map) return shown.sentence_index;
+  }
+  return std::nullopt;
+}
+
 Residency::Chunk* Residency::find(const ChunkRef& chunk) {
   const auto found = sentences_.find(chunk.uid);
   if (found == sentences_.end() || chunk.chunk >= found->second.chunks.size()) return nullptr;
@@ -67,6 +89,9 @@ bool Residency::arrived(const ChunkRef& chunk, uint64_t offset, Origin origin) {
   SKV_CHECK(!place->extent, "a chunk arrived at a second place without a withdrawal");
   place->extent = std::make_unique<Extent>(Extent{chunk, offset, origin, 0, 0, ahead});
   --absent_;
+  for (const Shown& shown : sentences_.at(chunk.uid).shown) {
+    shown.map->show_chunk(shown.sentence_index, chunk.chunk, offset);
+  }
   return true;
 }
 
@@ -77,6 +102,9 @@ void Residency::failed(const ChunkRef& chunk) {
 void Residency::withdraw(const ChunkRef& chunk) {
   Chunk* place = find(chunk);
   if (place != nullptr && place->extent) {
+    for (const Shown& shown : sentences_.at(chunk.uid).shown) {
+      shown.map->hide_chunk(shown.sentence_index, chunk.chunk);
+    }
     Extent& extent = *place->extent;
     gone(*place);
     if (extent.uses == 0) {

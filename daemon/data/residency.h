@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "daemon/data/data_messages.h"
+#include "daemon/data/feed_map.h"
 
 namespace skv {
 
@@ -70,6 +71,13 @@ class Residency {
   void retain(SentenceUid uid, const std::vector<HostChunk>& chunks);
   void release(SentenceUid uid);
 
+  // From now on the map says where the chunks of the sentence are; until hide().
+  // Requires: retained, and not released before hide().
+  void show(SentenceUid uid, FeedMap* map, uint32_t sentence_index);
+  void hide(SentenceUid uid, const FeedMap* map);
+  // As what this map shows the sentence; nullopt: it does not.
+  std::optional<uint32_t> shown_as(SentenceUid uid, const FeedMap* map) const;
+
   // False: the sentence is not fed here.
   bool arrived(const ChunkRef& chunk, uint64_t offset, Origin origin);
   void failed(const ChunkRef& chunk);
@@ -110,10 +118,15 @@ class Residency {
     Asked asked = Asked::kNo;
     uint64_t ahead_ns = 0;  // when read-ahead last told the loop; 0: not since it was here
   };
+  struct Shown {
+    FeedMap* map = nullptr;
+    uint32_t sentence_index = 0;
+  };
   struct Sentence {
     uint32_t feeds = 0;
     uint32_t uses = 0;  // leases on current extents
     std::vector<Chunk> chunks;
+    std::vector<Shown> shown;  // one per context of a client that ranks
   };
 
   Chunk* find(const ChunkRef& chunk);

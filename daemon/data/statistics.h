@@ -78,6 +78,7 @@ struct DataCounters {
   Counter channels{0};
   Counter windows{0};
   Counter feeds{0};
+  Counter vector_pages_bytes{0};
   Counter device_bytes_used{0};
   Counter device_bytes_budget{0};
   LatencyHistogram latency_us;

@@ -9,9 +9,11 @@
 #include "daemon/data/data_messages.h"
 #include "daemon/data/feed.h"
 #include "daemon/data/residency.h"
+#include "daemon/data/statistics.h"
 #include "ipc/layout/window.h"
 #include "ipc/shared_memory.h"
 #include "kernels/difference.h"
+#include "kernels/window_tables.h"
 #include "tiers/slot_pool.h"
 
 namespace skv {
@@ -43,6 +45,7 @@ class Window {
   enum class State : uint8_t { kCreating, kOpen, kLost };
 
   // `slots_in_host`: no slab, slots are places in the space's arena of `arena_bytes`.
+  // options.rank_in is kDaemon or kClient; the latter needs a shared feed.
   static Result<std::unique_ptr<Window>> create(const OpenWindow& options,
                                                 std::shared_ptr<Feed> feed,
                                                 bool slots_in_host,
@@ -52,12 +55,12 @@ class Window {
   const OpenWindow& options() const { return options_; }
   Feed& feed() { return *feed_; }
   bool slots_in_host() const { return slots_in_host_; }
+  bool client_ranks() const { return options_.rank_in == RankIn::kClient; }
+  const WindowLayout& layout() const { return layout_; }
   uint64_t slots_bytes() const { return slots_bytes_; }
-  uint64_t tables_bytes() const { return tables_bytes_; }
-  uint32_t slot_unit_bytes() const { return slot_unit_bytes_; }
-  uint32_t width() const {
-    return options_.sink_blocks + options_.budget_blocks + options_.recent_blocks;
-  }
+  uint64_t tables_bytes() const { return layout_.tables_bytes(); }
+  uint32_t slot_unit_bytes() const { return layout_.slot_unit_bytes(); }
+  uint32_t width() const { return layout_.width(); }
 
   State state = State::kCreating;
   bool closing = false;
@@ -66,12 +69,16 @@ class Window {
 
   uint64_t version() const { return version_; }
   uint64_t readers_done();
-  bool buffer_is_free(uint32_t layer, uint64_t readers_done) const;
+  bool buffer_is_free(uint32_t layer, uint64_t readers_done) const {
+    return tables_.buffer_is_free(layer, readers_done);
+  }
   ResidentSet& resident(uint32_t layer, uint32_t head) {
-    return residents_[layers_[layer].first_resident + head];
+    return residents_[layout_.resident_set(layer, head)];
   }
   // From the slab's start.
-  uint64_t slot_offset(uint32_t layer, uint32_t head, uint32_t slot) const;
+  uint64_t slot_offset(uint32_t layer, uint32_t head, uint32_t slot) const {
+    return layout_.slot_offset(layer, head, slot);
+  }
 
   // Writes the table into the buffer that is not current and makes it current.
   // Requires: buffer_is_free(layer); versions rise per layer.
@@ -82,36 +89,43 @@ class Window {
   // Gives back leases of tables that nobody reads any more.
   void release_read();
   bool holds_leases() const { return !held_.empty(); }
+  // Where the client ranks: leases for a version that it names, in any order.
+  void hold(uint64_t version, std::vector<ExtentLease> leases);
+  size_t held_count() const { return held_count_; }
+
+  // Where the client ranks and reads in place: the version it was making when a chunk was hidden
+  // from it (0: none), and whether it may still read that chunk, at [offset, offset + bytes) of the
+  // arena. To be asked until it says no. All of it is the client's word, about reads of its own.
+  uint64_t making() const;
+  bool may_read(uint64_t making, uint32_t chunk, uint64_t offset, uint64_t bytes) const;
+  // Marks of the client: adds them to the feed's, and its sums to the counters.
+  void collect(DataCounters& counters);
 
  private:
-  struct Layer {
-    uint32_t heads = 0;
-    uint32_t first_resident = 0;
-    uint64_t slots = 0;             // offset of its slots in the slab
-    uint64_t header = 0;            // offset of its LayerTableHeader
-    uint32_t current = 1;           // buffer
-    uint64_t versions[2] = {0, 0};  // that the buffers hold
-  };
   struct Held {
     uint64_t version = 0;
     std::vector<ExtentLease> leases;
   };
 
   Window(const OpenWindow& options, std::shared_ptr<Feed> feed, bool slots_in_host);
-  void lay_out();
 
   OpenWindow options_;
   std::shared_ptr<Feed> feed_;
   bool slots_in_host_;
-  uint32_t slot_unit_bytes_ = 1;
+  WindowLayout layout_;
   uint64_t slots_bytes_ = 0;
-  uint64_t tables_bytes_ = 0;
-  std::vector<Layer> layers_;
   std::vector<ResidentSet> residents_;
-  MappedMemory tables_;
-  uint64_t version_ = 0;                         // last published
-  uint64_t readers_done_ = 0;                    // largest seen
-  std::vector<Held> held_;                       // versions rise
+  MappedMemory memory_;
+  WindowTables tables_;
+  uint64_t version_ = 0;       // last published
+  uint64_t readers_done_ = 0;  // largest seen
+  struct Sums {
+    uint64_t prefetches = 0;
+    uint64_t read_blocks = 0;
+    uint64_t misses = 0;
+  } collected_;
+  std::vector<Held> held_;                       // versions rise, unless the client names them
+  size_t held_count_ = 0;                        // leases
   std::vector<std::vector<ExtentLease>> spare_;  // empty
 };
 

@@ -7,9 +7,11 @@
 namespace skv {
 
 // The tables of one window, in one sealed memfd that the daemon writes and its one client reads
-// (only `readers_done` is the client's). The daemon never reads a table back.
+// (only `readers_done` is the client's). Where the client ranks for itself (RankIn::kClient) all
+// but the header's first line is the client's to write. The daemon never trusts a table.
 //
 //   [WindowHeader 4 KiB] then per layer: [LayerTableHeader, 64 B][buffer 0][buffer 1]
+//   then, where the client ranks: [touched u8 x sentences of the context]
 //
 // A buffer is [TableHeader 64 B][indptr u32 x (heads + 1)][slot u32 x entries][block u32 x entries]
 // [sentence u32 x entries][score f32 x entries][origin u8 x entries], arrays at multiples of 64
@@ -22,6 +24,7 @@ namespace skv {
 // `origin`    Origin
 inline constexpr uint32_t kWindowMagic = 0x57565653;  // "SVVW"
 inline constexpr uint32_t kWindowVersion = 1;
+enum class RankIn : uint8_t { kDaemon = 0, kClient = 1, kEither = 2 };  // kEither: in requests only
 enum class Origin : uint8_t { kDevice = 0, kHost = 1, kNvme = 2 };
 
 struct WindowHeader {
@@ -32,11 +35,20 @@ struct WindowHeader {
   uint32_t slot_unit_bytes;
   uint32_t reserved;
   uint64_t slots_bytes;
+  uint64_t
+      touched_offset;  // the client sets a byte for each sentence it reads; 0: the daemon ranks
   // The engine's promise: it no longer reads any table of a version <= this. One per window, in
   // order.
   alignas(64) std::atomic<uint64_t> readers_done;
+  // Of a client that ranks. `making`: the version of the prefetch under way, 0: none; set before
+  // the first look at what is in host memory (a full fence between), 0 again after its tables are
+  // there.
+  alignas(64) std::atomic<uint64_t> making;
+  std::atomic<uint64_t> prefetches;  // sums since the window was opened, for statistics
+  std::atomic<uint64_t> read_blocks;
+  std::atomic<uint64_t> misses;
 };
-static_assert(sizeof(WindowHeader) == 128);
+static_assert(sizeof(WindowHeader) == 192);
 inline constexpr uint64_t kWindowHeaderBytes = 4096;
 
 struct LayerTableHeader {

@@ -19,8 +19,8 @@ const char* error_text(Status status);
 // Devices that answer; 0 without a driver.
 int device_count();
 
-// Coarse, choose, fine and score for all jobs (device memory), none of which has a refusal(). `sentences_max`: the largest
-// sentence_count of any job now or at replay.
+// Coarse, choose, fine and score for all jobs (device memory), none of which has a refusal().
+// `sentences_max`: the largest sentence_count of any job now or at replay.
 Status launch_rank(const RankJob* jobs,
                    uint32_t job_count,
                    uint32_t sentences_max,

@@ -3,9 +3,11 @@
 //
 //   bench_prefetch [--quick] [--json FILE] [layers=N]
 //
-// Every round is followed by one of a bare ping-pong between two processes by the same doorbells,
-// so both see the same machine. A round's own time is the call's, less what its completion says was
-// spent ranking, choosing and writing tables.
+// And of one in the engine's own thread, which talks to nobody.
+//
+// Every round by the ring is followed by one of a bare ping-pong between two processes by the same
+// doorbells, so both see the same machine. A round's own time is the call's, less what its
+// completion says was spent ranking, choosing and writing tables.
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -125,7 +127,8 @@ class PingPong {
 // A stored context and a window on it.
 class Engine {
  public:
-  Engine(const std::string& socket, const Shape& shape, uint32_t spin_us) : shape_(shape) {
+  Engine(const std::string& socket, const Shape& shape, uint32_t spin_us, uint32_t rank_in)
+      : shape_(shape) {
     auto options = sized<skv_session_options>();
     options.socket_path = socket.c_str();
     options.call_timeout_ms = 120'000;
@@ -135,6 +138,7 @@ class Engine {
     fill();
     auto window = sized<skv_window_options>();
     window.budget_blocks = shape.budget;
+    window.rank_in = rank_in;
     check(skv_window_open(context_, &window, &window_), "window");
   }
   ~Engine() { (void)skv_session_close(session_); }
@@ -262,7 +266,7 @@ void measure(Report& report, const Shape& shape, bool spins) {
     std::fprintf(stderr, "bench_prefetch: skvd does not start\n%s\n", daemon.log().c_str());
     std::exit(1);
   }
-  Engine engine(daemon.socket(), shape, spins ? 10'000 : 0);
+  Engine engine(daemon.socket(), shape, spins ? 10'000 : 0, SKV_RANK_DAEMON);
   std::vector<std::vector<float>> queries;
   for (uint32_t seed = 0; seed < 3; ++seed) queries.push_back(engine.query(seed));
 
@@ -327,6 +331,68 @@ void measure(Report& report, const Shape& shape, bool spins) {
               .better = Better::kLower});
 }
 
+// In the engine's thread: vectors and bodies are read where the daemon has them.
+void measure_in_process(Report& report, const Shape& shape) {
+  test::DaemonProcess::Options options;
+  options.host_budget =
+      std::to_string(((shape.layers * shape.body_bytes() * 5 / 4 + (256U << 20)) >> 22) * 4) +
+      "MiB";
+  options.host_slab = "4MiB";
+  options.device_kind = "none";
+  options.sessions = "staging = \"64KiB\"\nmemory = \"4GiB\"\n";
+  test::DaemonProcess daemon(options);
+  if (!daemon.start()) {
+    std::fprintf(stderr, "bench_prefetch: skvd does not start\n%s\n", daemon.log().c_str());
+    std::exit(1);
+  }
+  Engine engine(daemon.socket(), shape, 0, SKV_RANK_CLIENT);
+  std::vector<std::vector<float>> queries;
+  for (uint32_t seed = 0; seed < 3; ++seed) queries.push_back(engine.query(seed));
+  const int rounds = report.quick() ? 30 : 1200;
+  std::vector<double> own, table, copied, call;
+  std::vector<char> from, to;
+  uint64_t table_bytes = 0;
+  for (int round = -10; round < rounds; ++round) {
+    const std::vector<float>& query = queries[static_cast<size_t>(round + 10) % queries.size()];
+    const double start = now();
+    const skv_prefetch_result done = engine.prefetch(query);
+    const double end = now();
+    if (round < 0) continue;
+    table_bytes = 17ULL * done.read_blocks + 4ULL * shape.layers * (shape.heads + 1);
+    from.resize(table_bytes, 1);
+    to.resize(table_bytes);
+    const double copying = now();
+    std::memcpy(to.data(), from.data(), table_bytes);
+    asm volatile("" : : "r"(to.data()) : "memory");
+    copied.push_back((now() - copying) * 1e6);
+    const double inside =
+        1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
+    own.push_back((end - start) * 1e6 - inside);
+    call.push_back((end - start) * 1e6);
+    table.push_back(1e-3 * done.write_ns);
+  }
+  report.add({.name = "prefetch.inprocess",
+              .of = shape.text(),
+              .value = median(own),
+              .unit = "us",
+              .limit = 3.0,
+              .limit_name = "3 us",
+              .target = 1.0,
+              .better = Better::kLower});
+  report.add({.name = "prefetch.inprocess.call",
+              .of = shape.text() + ": all of it",
+              .value = median(call),
+              .unit = "us",
+              .limit_name = ""});
+  report.add({.name = "prefetch.inprocess.table",
+              .of = std::to_string(table_bytes) + " bytes of tables, where blocks lie looked up",
+              .value = median(table),
+              .unit = "us",
+              .limit = median(copied),
+              .limit_name = "memcpy of as many bytes",
+              .better = Better::kLower});
+}
+
 int run(int argc, char** argv) {
   Report report(argc, argv);
   Shape shape;
@@ -335,6 +401,7 @@ int run(int argc, char** argv) {
     shape.sentences = 300;
     shape.budget = 64;
   }
+  measure_in_process(report, shape);
   measure(report, shape, /*spins=*/false);
   measure(report, shape, /*spins=*/true);
   Shape many = shape;

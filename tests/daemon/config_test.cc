@@ -94,11 +94,11 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"UnknownKey",
               "[tiers.host]\nbudgett = \"1GiB\"\n",
               {"t.toml:2: tiers.host.budgett: unknown key; allowed in [tiers.host]: budget, slab, "
-               "warm"}},
+               "warm, vectors"}},
         Wrong{"UnknownSection",
               "\n[tier]\nx = 1\n",
               {"t.toml:2: tier: unknown key; allowed at the top: socket, log, tiers, data, "
-               "sessions, deadlines"}},
+               "directory, sessions, deadlines"}},
         Wrong{"SectionIsAValue",
               "data = 3\n",
               {"t.toml:1: data: 3 is not a table; allowed in [data]: spin, spin_cores"}},
@@ -193,7 +193,7 @@ INSTANTIATE_TEST_SUITE_P(
                "t.toml:5: data.spin: 1 is not a duration; allowed: 0ns to 10ms, as a string in ns, "
                "us, ms, s, min, h",
                "t.toml:6: nope: unknown key; allowed at the top: socket, log, tiers, data, "
-               "sessions, deadlines"}}),
+               "directory, sessions, deadlines"}}),
     [](const testing::TestParamInfo<Wrong>& one) { return std::string(one.param.name); });
 
 TEST(ConfigTest, SyntaxErrorHasItsLine) {

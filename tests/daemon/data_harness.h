@@ -487,6 +487,7 @@ class DataHarness {
   DataCore& core() { return *core_; }
   InlineSlotPool& inline_pool() { return *inline_pool_; }
   std::vector<TestSentence>& sentences() { return sentences_; }
+  const TestSentence& sentence_at(uint32_t index) const { return sentences_.at(index); }
   const DataModelPtr& model() const { return model_; }
   DataCounters& counters() { return counters_; }
   MappedMemory& arena() { return arena_; }

@@ -55,7 +55,7 @@ class PrefetchTurns : public ::testing::Test {
 
   static HarnessSetup setup() {
     HarnessSetup setup;
-    setup.tick_ns = 10'000;
+    setup.tick_ns = 2'000;
     return setup;
   }
   void open(SessionId session, uint32_t index) {

@@ -165,7 +165,7 @@ TEST_F(ServerTest, GarbageEndsItsSessionAndNoOther) {
 TEST_F(ServerTest, UnknownVerbIsAnErrorNotTheEnd) {
   RawClient client;
   ASSERT_TRUE(client.open(socket()));
-  for (const uint16_t verb : {24, 64, 65, 999}) {
+  for (const uint16_t verb : {26, 64, 65, 999}) {
     const Result<Empty> reply = client.call<Empty>(static_cast<Verb>(verb), Empty{});
     ASSERT_FALSE(reply.ok());
     EXPECT_EQ(reply.error().code, ErrorCode::kUnsupported);
@@ -245,6 +245,9 @@ TEST_F(ServerTest, FieldsAreChecked) {
           "cut 5");
   refused(Verb::kChannelOpen, ChannelOpen{0}, ErrorCode::kTooLarge, "argument_area_bytes");
   refused(Verb::kChannelOpen, ChannelOpen{1ULL << 40}, ErrorCode::kTooLarge, "argument_area_bytes");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 3}, kBad, "rank_in");
+  refused(Verb::kWindowFill, WindowFill{12345, 1, 1, 0, {0}, {0}}, ErrorCode::kUnknownHandle,
+          "window 12345");
   refused(Verb::kFlush, Flush{9}, ErrorCode::kUnsupported, "level 9");
   refused(Verb::kFlush, Flush{static_cast<uint8_t>(FlushLevel::kDurable)}, ErrorCode::kUnsupported,
           "");  // no NVMe tier here

@@ -37,6 +37,7 @@ void for_each_verb(Visit&& visit) {
   visit.template operator()<Drop, DropReply>(Verb::kDrop, "drop");
   visit.template operator()<Stat, StatReply>(Verb::kStat, "stat");
   visit.template operator()<Empty, DirectoryMapReply>(Verb::kDirectoryMap, "directory_map");
+  visit.template operator()<WindowFill, WindowFillReply>(Verb::kWindowFill, "window_fill");
   visit.template operator()<Empty, void>(Verb::kGoAway, "go_away");
   visit.template operator()<WindowLost, void>(Verb::kWindowLost, "window_lost");
 }

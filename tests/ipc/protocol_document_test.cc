@@ -16,6 +16,7 @@
 #include "ipc/identity/digest.h"
 #include "ipc/identity/prefix_chain.h"
 #include "ipc/layout/channel.h"
+#include "ipc/layout/feed.h"
 #include "ipc/layout/shared_directory.h"
 #include "ipc/layout/window.h"
 #include "tests/ipc/all_messages.h"
@@ -169,7 +170,10 @@ std::string window() {
                 {SKV_MEMBER(WindowHeader, magic), SKV_MEMBER(WindowHeader, version),
                  SKV_MEMBER(WindowHeader, layer_count), SKV_MEMBER(WindowHeader, width),
                  SKV_MEMBER(WindowHeader, slot_unit_bytes), SKV_MEMBER(WindowHeader, reserved),
-                 SKV_MEMBER(WindowHeader, slots_bytes), SKV_MEMBER(WindowHeader, readers_done)})
+                 SKV_MEMBER(WindowHeader, slots_bytes), SKV_MEMBER(WindowHeader, touched_offset),
+                 SKV_MEMBER(WindowHeader, readers_done), SKV_MEMBER(WindowHeader, making),
+                 SKV_MEMBER(WindowHeader, prefetches), SKV_MEMBER(WindowHeader, read_blocks),
+                 SKV_MEMBER(WindowHeader, misses)})
       << '\n'
       << layout("LayerTableHeader", sizeof(LayerTableHeader),
                 {SKV_MEMBER(LayerTableHeader, current), SKV_MEMBER(LayerTableHeader, reserved)})
@@ -211,6 +215,21 @@ std::string shared_directory() {
       << bits({.host = BoundaryEdges::kMask}) << "`, pending `"
       << bits({.pending = BoundaryEdges::kMask}) << "`, owner `"
       << bits({.owner = BoundaryEdges::kManyOwners}) << "`.\n";
+  return out.str();
+}
+
+std::string feed() {
+  std::ostringstream out;
+  out << layout("FeedHeader", sizeof(FeedHeader),
+                {SKV_MEMBER(FeedHeader, magic), SKV_MEMBER(FeedHeader, version),
+                 SKV_MEMBER(FeedHeader, sentence_capacity), SKV_MEMBER(FeedHeader, chunk_count),
+                 SKV_MEMBER(FeedHeader, page_bytes), SKV_MEMBER(FeedHeader, bytes),
+                 SKV_MEMBER(FeedHeader, sentence_count), SKV_MEMBER(FeedHeader, ended),
+                 SKV_MEMBER(FeedHeader, promised_count)});
+  const FeedLayout at = FeedLayout::of(/*sentence_capacity=*/1000, /*chunk_count=*/3);
+  out << "\nWith room for 1000 sentences of 3 chunks: page offsets at " << at.pages
+      << ", sentences at " << at.sentences << ", host pages at " << at.host_pages << "; "
+      << at.bytes << " bytes in all.\n";
   return out.str();
 }
 
@@ -347,10 +366,15 @@ std::string identity() {
 }
 
 const std::map<std::string, std::function<std::string()>> kParts = {
-    {"limits", limits},     {"frame header", frame_header},
-    {"verbs", verbs},       {"channel", channel},
-    {"window", window},     {"example frames", example_frames},
-    {"identity", identity}, {"shared directory", shared_directory},
+    {"limits", limits},
+    {"frame header", frame_header},
+    {"verbs", verbs},
+    {"channel", channel},
+    {"window", window},
+    {"feed", feed},
+    {"shared directory", shared_directory},
+    {"example frames", example_frames},
+    {"identity", identity},
 };
 
 std::string read_page() {

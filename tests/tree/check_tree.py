@@ -24,7 +24,7 @@ ARROWS = {
     "tiers/worker": ["ipc/", "tiers/", "kernels/"],
     "tiers": ["ipc/types", "ipc/identity", "ipc/layout", "ipc/shared_memory.h", "ipc/unique_fd.h", "kernels/",
               "tiers/worker/"],
-    "client": ["ipc/"],
+    "client": ["ipc/", "kernels/"],
     "client/gpu": ["ipc/", "client/", "kernels/"],
     "daemon/skvctl": ["ipc/", "client/"],
     "daemon": ["ipc/", "tiers/", "kernels/", "daemon/"],

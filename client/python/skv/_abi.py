@@ -112,14 +112,14 @@ class VectorsPutOptions(Struct):
 class WindowOptions(Struct):
     _fields_ = [("size", c_uint32), ("budget_blocks", c_uint32), ("sink_blocks", c_uint32),
                 ("recent_blocks", c_uint32), ("resident_blocks", c_uint32), ("cut", c_uint32),
-                ("coarse_blocks", c_uint32)]
+                ("coarse_blocks", c_uint32), ("rank_in", c_uint32)]
 
 
 class WindowInfo(Struct):
     _fields_ = [("size", c_uint32), ("layer_count", c_uint32), ("width", c_uint32),
                 ("slot_unit_bytes", c_uint32), ("slots", c_void_p), ("slots_bytes", c_uint64),
                 ("slots_in_host", c_uint32), ("stale", c_uint32), ("tables", c_void_p),
-                ("tables_bytes", c_uint64)]
+                ("tables_bytes", c_uint64), ("rank_in", c_uint32), ("reserved", c_uint32)]
 
 
 class PrefetchOptions(Struct):

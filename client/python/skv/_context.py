@@ -12,7 +12,8 @@ from ._abi import check, lib, milliseconds
 from ._arrays import as_u32
 from ._handle import Handle
 from ._session import Memory, Model, StridedKv, Ticket
-from ._types import AppendResult, ContextInfo, Cut, LoadResult, Match, MatchResult, from_struct
+from ._types import (AppendResult, ContextInfo, Cut, LoadResult, Match, MatchResult, RankIn,
+                     from_struct)
 from ._window import Lease, Window
 
 
@@ -137,12 +138,14 @@ class Context(Handle):
         return outcomes
 
     def window(self, budget_blocks: int, *, sink_blocks: int = 0, recent_blocks: int = 0,
-               resident_blocks: int = 0, cut: Cut = Cut.BLOCK, coarse_blocks: int = 0) -> Window:
+               resident_blocks: int = 0, cut: Cut = Cut.BLOCK, coarse_blocks: int = 0,
+               rank_in: RankIn = RankIn.AUTO) -> Window:
         """A working set of so many blocks per (layer, kv head). resident_blocks 0: 2.5 times the sum
-        of the others."""
+        of the others. rank_in AUTO: in the client where windows read host memory in place."""
         options = _abi.WindowOptions(
             budget_blocks=budget_blocks, sink_blocks=sink_blocks, recent_blocks=recent_blocks,
-            resident_blocks=resident_blocks, cut=int(cut), coarse_blocks=coarse_blocks)
+            resident_blocks=resident_blocks, cut=int(cut), coarse_blocks=coarse_blocks,
+            rank_in=int(rank_in))
         handle = ctypes.c_void_p()
         check(lib.skv_window_open(self._handle, ctypes.byref(options), ctypes.byref(handle)))
         return Window(self, handle)

@@ -84,6 +84,14 @@ class Cut(enum.IntEnum):
     SENTENCE = 1
 
 
+class RankIn(enum.IntEnum):
+    """Where a window ranks: in the calling thread, or in the daemon. The same sets."""
+
+    AUTO = 0
+    CLIENT = 1
+    DAEMON = 2
+
+
 class Cold(enum.IntEnum):
     """What a prefetch does about bytes that are on NVMe only."""
 

@@ -10,7 +10,7 @@ from . import _abi
 from ._abi import check, lib, milliseconds
 from ._arrays import Hold, as_query, at, view
 from ._handle import Handle
-from ._types import Cold, LoadResult, PrefetchResult, from_struct
+from ._types import Cold, LoadResult, PrefetchResult, RankIn, from_struct
 
 if TYPE_CHECKING:
     from ._context import Context
@@ -75,6 +75,7 @@ class Window(Handle):
         self.width: int = info.width
         self.slot_unit_bytes: int = info.slot_unit_bytes
         self.slots_in_host: bool = bool(info.slots_in_host)
+        self.rank_in = RankIn(info.rank_in)
         hold = Hold(lib.skv_window_hold, self._handle)
         self._tables_address: int = info.tables
         self._tables = view(hold, info.tables, info.tables_bytes, False)
