@@ -121,6 +121,7 @@ struct Prefetch {
   void reset() {
     window = nullptr;
     stage = Stage::kQueued;
+    turn = 0;
     version = 0;
     sentence_count = end_block = 0;
     deadline_ns = 0;
