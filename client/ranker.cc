@@ -172,8 +172,8 @@ Result<Ranked> Ranker::work(const Request& request) {
   }
   const uint64_t version = version_ + 1;
   // The daemon hides a chunk, then looks at `making`; this sets it, then looks for chunks.
-  header.making.store(version, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // All four accesses are sequentially consistent, so one of the two sees the other.
+  header.making.store(version, std::memory_order_seq_cst);
 
   spent_ = {};
   RankView view;
@@ -247,7 +247,7 @@ void Ranker::write_head(uint32_t layer, uint32_t head, const ReadSet& read, cons
       sentence = read.sentences[i];
       const RankSentence& span = sentences_[sentence];
       first_block = span.first_block;
-      first_slot = place.first_slot(span, host_pages[sentence].load(std::memory_order_relaxed));
+      first_slot = place.first_slot(span, host_pages[sentence].load(std::memory_order_seq_cst));
       // Looked at first: the line stays shared while nothing changes.
       if (first_slot != kNoSlot && touched[sentence].load(std::memory_order_relaxed) == 0) {
         touched[sentence].store(1, std::memory_order_relaxed);

@@ -222,7 +222,6 @@ void DataCore::on(Withdraw& command) {
   if (!hidden.lease) return;
   // A client sets `making`, then looks; we hide, then look at `making`: one of the two sees the
   // other.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   for (Hidden::Reader& reader : hidden.readers) reader.making = reader.window.lock()->making();
   hidden_.push_back(std::move(hidden));
 }

@@ -67,7 +67,8 @@ void FeedMap::show_chunk(uint32_t sentence_index, uint32_t chunk, uint64_t host_
 }
 
 void FeedMap::hide_chunk(uint32_t sentence_index, uint32_t chunk) {
-  host_page(sentence_index, chunk).store(0, std::memory_order_release);
+  host_page(sentence_index, chunk)
+      .store(0, std::memory_order_seq_cst);  // before `making` is looked at
 }
 
 }  // namespace skv
