@@ -271,13 +271,25 @@ void PrefetchRunner::place_in_host(Prefetch& prefetch, HeadPlan& plan) {
     const Prefetch::Place place{static_cast<uint32_t>(prefetch.head), prefetch.layer,
                                 prefetch.kv_head, entry};
     const ChunkRef chunk = chunk_of(prefetch, prefetch.layer, plan.sentences[entry]);
-    if (ExtentLease lease = residency_.lease(chunk); lease) {
+    ExtentLease lease = residency_.lease(chunk);
+    if (!lease) lease = lease_again(prefetch, chunk);
+    if (lease) {
       fill(prefetch, place, std::move(lease));
     } else if (wait_for(prefetch, chunk)) {
       plan.states[entry] = EntryState::kWaiting;
       prefetch.waiting[chunk].push_back(place);
     }
   }
+}
+
+// A chunk that is being withdrawn, but not before this window lets go of it.
+ExtentLease PrefetchRunner::lease_again(const Prefetch& prefetch, const ChunkRef& chunk) {
+  if (!residency_.withdrawals_wait()) return {};
+  for (const ExtentLease& lease : prefetch.in_place) {
+    if (lease->chunk == chunk) return residency_.lease_again(lease);
+  }
+  const ExtentLease* const held = prefetch.window->held(chunk);
+  return held != nullptr ? residency_.lease_again(*held) : ExtentLease();
 }
 
 bool PrefetchRunner::wait_for(Prefetch& prefetch, const ChunkRef& chunk) {

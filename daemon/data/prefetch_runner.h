@@ -93,6 +93,7 @@ class PrefetchRunner {
   // The chunk is leased: queues the move into the entry's slot, or reads it in place.
   void fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease);
   // The chunk is not on the host. False: the entry is a miss.
+  ExtentLease lease_again(const Prefetch& prefetch, const ChunkRef& chunk);
   bool wait_for(Prefetch& prefetch, const ChunkRef& chunk);
   void drop(Prefetch& prefetch, const Prefetch::Place& place);
   // False: that was the last head, and the cursor stands on the first again.

@@ -139,6 +139,13 @@ ExtentLease Residency::lease(const ChunkRef& chunk) {
   return ExtentLease(this, place->extent.get());
 }
 
+ExtentLease Residency::lease_again(const ExtentLease& held) {
+  Extent* const extent = held.extent_;
+  ++extent->uses;
+  if (extent->answers_due == 0) ++sentences_.at(extent->chunk.uid).uses;
+  return ExtentLease(this, extent);
+}
+
 void Residency::let_go(Extent* extent) {
   SKV_CHECK(extent->uses > 0, "a lease was given back twice");
   --extent->uses;

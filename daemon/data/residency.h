@@ -89,6 +89,10 @@ class Residency {
 
   // Empty: not in host memory.
   ExtentLease lease(const ChunkRef& chunk);
+  // One more on what `held` holds, also while it is being withdrawn. Only for who holds it anyway:
+  // its memory is not given back before that one lets go, so waiting for the chunk would be for
+  // ever.
+  ExtentLease lease_again(const ExtentLease& held);
   // What came from NVMe was read once: from now on it counts as a host hit.
   void settle(const ChunkRef& chunk);
 

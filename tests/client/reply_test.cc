@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
 #include <random>
 
@@ -122,7 +123,7 @@ TEST_F(ReplyTest, EveryTruncation) {
     EXPECT_EQ(call.run(), SKV_E_PROTOCOL);
     recover();
     for (size_t keep = 0;; ++keep) {
-      bool whole = false;
+      std::atomic<bool> whole = false;
       server.on(call.verb,
                 {.change =
                      [&](Frame& reply) {
