@@ -282,14 +282,13 @@ void PrefetchRunner::place_in_host(Prefetch& prefetch, HeadPlan& plan) {
   }
 }
 
-// A chunk that is being withdrawn, but not before this window lets go of it.
+// A chunk that is being withdrawn, but not before this prefetch lets go of it.
 ExtentLease PrefetchRunner::lease_again(const Prefetch& prefetch, const ChunkRef& chunk) {
   if (!residency_.withdrawals_wait()) return {};
   for (const ExtentLease& lease : prefetch.in_place) {
     if (lease->chunk == chunk) return residency_.lease_again(lease);
   }
-  const ExtentLease* const held = prefetch.window->held(chunk);
-  return held != nullptr ? residency_.lease_again(*held) : ExtentLease();
+  return {};
 }
 
 bool PrefetchRunner::wait_for(Prefetch& prefetch, const ChunkRef& chunk) {

@@ -104,15 +104,6 @@ void Window::hold(uint64_t version, std::vector<ExtentLease> leases) {
   held_.push_back({version, std::move(leases)});
 }
 
-const ExtentLease* Window::held(const ChunkRef& chunk) const {
-  for (const Held& held : held_) {
-    for (const ExtentLease& lease : held.leases) {
-      if (lease->chunk == chunk) return &lease;
-    }
-  }
-  return nullptr;
-}
-
 void Window::release_read() {
   if (held_.empty()) return;
   const uint64_t done = readers_done();

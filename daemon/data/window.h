@@ -92,8 +92,6 @@ class Window {
   // Where the client ranks: leases for a version that it names, in any order.
   void hold(uint64_t version, std::vector<ExtentLease> leases);
   size_t held_count() const { return held_count_; }
-  // Null: no table that may still be read holds it.
-  const ExtentLease* held(const ChunkRef& chunk) const;
 
   // Where the client ranks and reads in place: the version it was making when a chunk was hidden
   // from it (0: none), and whether it may still read that chunk, at [offset, offset + bytes) of the
