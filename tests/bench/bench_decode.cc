@@ -127,6 +127,7 @@ struct Medians {
   double moved = 0;  // bytes into slots
   double read = 0;   // bytes of the read sets
   double fresh = 0;  // share
+  double cpu_ms = 0;
 };
 
 struct Settings {
@@ -136,16 +137,20 @@ struct Settings {
   std::vector<uint32_t> tokens, batches, budgets;  // the second budget is the one of most cases
 };
 
-Medians measure(DecodeEngine& engine, const DecodeShape& shape, bool quick, bool by_layer) {
+Medians measure(
+    DecodeEngine& engine, pid_t skvd, const DecodeShape& shape, bool quick, bool by_layer) {
   DriftingQueries queries(shape);
   // Until slots hold what a step finds in them from then on.
-  for (int i = 0; i < (quick ? 2 : 8); ++i) (void)engine.step(queries.next(), by_layer);
-  std::vector<double> call, rank, write, rest, moved, read, fresh;
-  const size_t steps_min = quick ? 3 : 7;
+  for (int i = 0; i < (quick ? 2 : 5); ++i) (void)engine.step(queries.next(), by_layer);
+  std::vector<double> call, rank, write, rest, moved, read, fresh, cpu;
+  const size_t steps_min = quick ? 3 : 5;
   double spent = 0;
   while (call.size() < steps_min || (!quick && call.size() < 60 && spent < 2.0)) {
-    const DecodeEngine::Step step = engine.step(queries.next(), by_layer);
+    const std::vector<float>& next = queries.next();
+    const uint64_t skvd_ns = cpu_ns(skvd);
+    const DecodeEngine::Step step = engine.step(next, by_layer);
     const double to_ms = 1e3 * kModelLayers / shape.layers;
+    cpu.push_back((step.cpu_s + 1e-9 * static_cast<double>(cpu_ns(skvd) - skvd_ns)) * to_ms);
     spent += step.call_s;
     call.push_back(step.call_s * to_ms);
     rank.push_back(step.rank_s * to_ms);
@@ -157,35 +162,45 @@ Medians measure(DecodeEngine& engine, const DecodeShape& shape, bool quick, bool
     fresh.push_back(static_cast<double>(step.fresh) / static_cast<double>(step.first_row_read));
   }
   return {median(call),  median(rank), median(write), median(rest),
-          median(moved), median(read), median(fresh)};
+          median(moved), median(read), median(fresh), median(cpu)};
 }
 
 class Decode {
  public:
   Decode(Report& report, const Settings& settings) : report_(report), settings_(settings) {}
 
-  // All of one context length and batch, with or without slots: one daemon, bodies put once.
-  void run(DecodeShape shape, bool has_slots) {
-    const std::vector<uint32_t> budgets =
-        shape.rows == 1 ? settings_.budgets : std::vector<uint32_t>{settings_.budgets[1]};
-    if (!fit(shape, has_slots, budgets.back())) return;
+  // All of one context length, with or without slots: one daemon, bodies put once; the rows of the
+  // larger batches come as they are needed.
+  void run(uint32_t tokens, bool has_slots) {
+    DecodeShape shape;
+    shape.tokens = tokens;
+    shape.rows = settings_.batches.back();
+    if (settings_.quick) shape.heads = 2;
+    const uint32_t largest = shape.rows == 1 ? settings_.budgets.back() : settings_.budgets[1];
+    if (!fit(shape, has_slots, largest)) return;
     ServerProcess server;
-    if (!start(server, shape, has_slots, budgets.back())) {
+    if (!start(server, shape, has_slots, largest)) {
       std::fprintf(stderr, "bench_decode: skvd does not start\n%s\n", server.log().c_str());
       std::exit(1);
     }
-    const double begin = now();
     DecodeEngine engine(server.socket(), shape);
-    std::printf("%s tokens, batch %u: %u of %u layers, %.2f GiB of bodies put in %.1f s\n",
-                tokens_text(shape.tokens).c_str(), shape.rows, shape.layers, kModelLayers,
-                static_cast<double>(engine.stored_bytes()) / (1 << 30), now() - begin);
-    for (const uint32_t budget : budgets) {
-      if (has_slots) {
-        figures(engine, shape, budget, Place::kSlots);
-        continue;
+    for (const uint32_t batch : settings_.batches) {
+      const double begin = now();
+      shape.rows = batch;
+      engine.set_rows(batch);
+      std::printf("%s, batch %u: %u of %u layers, %.2f GiB of bodies in all, the last %.1f s\n",
+                  tokens_text(tokens).c_str(), batch, shape.layers, kModelLayers,
+                  static_cast<double>(engine.stored_bytes()) / (1 << 30), now() - begin);
+      for (const uint32_t budget : settings_.budgets) {
+        const bool usual = budget == settings_.budgets[1];
+        if (batch > 1 && !usual) continue;
+        if (has_slots) {
+          figures(engine, server.pid(), shape, budget, Place::kSlots);
+          continue;
+        }
+        figures(engine, server.pid(), shape, budget, Place::kInProcess);
+        if (usual) figures(engine, server.pid(), shape, budget, Place::kRing);
       }
-      figures(engine, shape, budget, Place::kInProcess);
-      if (budget == settings_.budgets[1]) figures(engine, shape, budget, Place::kRing);
     }
   }
 
@@ -252,15 +267,21 @@ class Decode {
     return start_skvd(server, std::to_string(host / 2 * 2) + "MiB", more);
   }
 
-  void figures(DecodeEngine& engine, const DecodeShape& shape, uint32_t budget, Place place) {
+  void figures(
+      DecodeEngine& engine, pid_t skvd, const DecodeShape& shape, uint32_t budget, Place place) {
     engine.open_windows(budget, place == Place::kInProcess ? SKV_RANK_CLIENT : SKV_RANK_DAEMON);
-    const Medians seen = measure(engine, shape, settings_.quick, /*by_layer=*/false);
+    const Medians seen = measure(engine, skvd, shape, settings_.quick, /*by_layer=*/false);
     if (shape.rows == 1) steps_[{shape.tokens, budget, place}] = seen.call_ms;
     add_step("decode.step", shape, budget, place, seen.call_ms);
+    report_.add({.name = "decode.cpu",
+                 .of = text(shape, budget, place),
+                 .value = seen.cpu_ms,
+                 .unit = "ms",
+                 .limit_name = ""});
     if (budget != settings_.budgets[1]) return;
     if (shape.rows == 1 && shape.tokens == settings_.tokens[0]) {
       engine.open_windows(budget, place == Place::kInProcess ? SKV_RANK_CLIENT : SKV_RANK_DAEMON);
-      const Medians layers = measure(engine, shape, settings_.quick, /*by_layer=*/true);
+      const Medians layers = measure(engine, skvd, shape, settings_.quick, /*by_layer=*/true);
       add_step("decode.bylayer", shape, budget, place, layers.call_ms);
     }
     const std::string of = text(shape, budget, place);
@@ -369,13 +390,7 @@ int run(int argc, char** argv) {
   settings.stream_bytes_per_s = stream_bytes_per_s();
   Decode decode(report, settings);
   for (const uint32_t tokens : settings.tokens) {
-    for (const uint32_t batch : settings.batches) {
-      DecodeShape shape;
-      shape.tokens = tokens;
-      shape.rows = batch;
-      if (settings.quick) shape.heads = 2;
-      for (const bool has_slots : {false, true}) decode.run(shape, has_slots);
-    }
+    for (const bool has_slots : {false, true}) decode.run(tokens, has_slots);
   }
   decode.scale();
   return report.finish();

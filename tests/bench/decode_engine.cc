@@ -76,7 +76,7 @@ void DriftingQueries::walk(std::vector<float>& values, float keep, float move) {
 const std::vector<float>& DriftingQueries::next() {
   // So that a quarter to a third of what a step reads was not read by the step before, as in the
   // recorded steps of a real model (step.new).
-  constexpr float kKeep = 0.985F;
+  constexpr float kKeep = 0.95F;
   constexpr float kLength = 2.0F;  // attention with peaks: logits of standard deviation 2
   const float move = std::sqrt(1 - kKeep * kKeep);
   walk(common_, kKeep, move);
@@ -91,8 +91,7 @@ const std::vector<float>& DriftingQueries::next() {
 
 // ---- set-up -------------------------------------------------------------------------------------
 
-DecodeEngine::DecodeEngine(const std::string& socket, const DecodeShape& shape)
-    : shape_(shape), results_(shape.rows, sized<skv_prefetch_result>()) {
+DecodeEngine::DecodeEngine(const std::string& socket, const DecodeShape& shape) : shape_(shape) {
   auto options = sized<skv_session_options>();
   options.socket_path = socket.c_str();
   options.client_name = "bench_decode";
@@ -100,7 +99,6 @@ DecodeEngine::DecodeEngine(const std::string& socket, const DecodeShape& shape)
   check(skv_session_open(&options, &session_), "session");
   open_model();
   make_stream();
-  for (uint32_t row = 0; row < shape.rows; ++row) open_row(row);
 }
 
 DecodeEngine::~DecodeEngine() { (void)skv_session_close(session_); }
@@ -147,6 +145,12 @@ void DecodeEngine::make_stream() {
   }
 }
 
+void DecodeEngine::set_rows(uint32_t rows) {
+  for (auto row = static_cast<uint32_t>(contexts_.size()); row < rows; ++row) open_row(row);
+  shape_.rows = rows;
+  results_.assign(rows, sized<skv_prefetch_result>());
+}
+
 void DecodeEngine::open_row(uint32_t row) {
   skv_context context = nullptr;
   check(skv_context_open(model_, nullptr, &context), "context");
@@ -167,17 +171,17 @@ void DecodeEngine::open_row(uint32_t row) {
   check(skv_match(context, /*adopt=*/1, &match), "match");
   auto known = sized<skv_context_info>();
   check(skv_context_get_info(context, &known), "context info");
-  sentences_ = known.sentence_count;
-  std::vector<uint32_t> blocks(sentences_);
-  check(skv_context_get_sentences(context, 0, blocks.data(), sentences_, &sentences_), "sentences");
+  uint32_t sentences = known.sentence_count;
+  std::vector<uint32_t> blocks(sentences);
+  check(skv_context_get_sentences(context, 0, blocks.data(), sentences, &sentences), "sentences");
   uint32_t first = 0;
-  for (uint32_t at = 0; first < sentences_ && at < match.hit_tokens; ++first) {
+  for (uint32_t at = 0; first < sentences && at < match.hit_tokens; ++first) {
     at += blocks[first] * DecodeShape::kBlockTokens;
   }
   uint64_t stored = 0;
-  for (uint32_t i = first; i < sentences_; ++i) stored += blocks[i];
+  for (uint32_t i = first; i < sentences; ++i) stored += blocks[i];
   stored_bytes_ += stored * shape_.layers * shape_.heads * shape_.block_bytes();
-  put(context, row, first, sentences_);
+  put(context, row, first, sentences);
 }
 
 void DecodeEngine::put(skv_context context, uint32_t row, uint32_t first, uint32_t end) {
@@ -217,8 +221,8 @@ void DecodeEngine::open_windows(uint32_t budget_blocks, uint32_t rank_in) {
   options.sink_blocks = kSinks;
   options.recent_blocks = kRecents;
   options.rank_in = rank_in;
-  for (skv_context context : contexts_) {
-    check(skv_window_open(context, &options, &windows_.emplace_back(nullptr)), "window");
+  for (uint32_t row = 0; row < shape_.rows; ++row) {
+    check(skv_window_open(contexts_[row], &options, &windows_.emplace_back(nullptr)), "window");
   }
 }
 
@@ -233,10 +237,12 @@ void DecodeEngine::prefetch(const float* queries,
   options.layer_count = layer_count;
   const uint64_t bytes =
       shape_.rows * shape_.query_floats() / shape_.layers * layer_count * sizeof(float);
+  const double cpu = thread_seconds();
   const double begin = now();
   check(skv_prefetch_rows(windows_.data(), shape_.rows, queries, bytes, &options, results_.data()),
         "prefetch");
   to.call_s += now() - begin;
+  to.cpu_s += thread_seconds() - cpu;
   to.rank_s += 1e-9 * static_cast<double>(uint64_t{results_[0].rank_ns} +
                                           results_[0].cut_ns);  // of all rows
   to.write_s += 1e-9 * results_[0].write_ns;

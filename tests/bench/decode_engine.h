@@ -52,12 +52,14 @@ class DriftingQueries {
 // Errors  end the program with their text.
 class DecodeEngine {
  public:
+  // `shape.rows` is the most that there will be.
   DecodeEngine(const std::string& socket, const DecodeShape& shape);
   ~DecodeEngine();
   DecodeEngine(const DecodeEngine&) = delete;
   DecodeEngine& operator=(const DecodeEngine&) = delete;
 
-  uint32_t sentences() const { return sentences_; }        // of one row
+  // Puts rows that there were not yet; open_windows follows.
+  void set_rows(uint32_t rows);
   uint64_t stored_bytes() const { return stored_bytes_; }  // bodies
 
   // Closes the windows there were. The read set has 1 sink and 4 recents beside the budget.
@@ -67,6 +69,7 @@ class DecodeEngine {
 
   struct Step {
     double call_s = 0;
+    double cpu_s = 0;   // of this thread, in the call
     double rank_s = 0;  // with the cut
     double write_s = 0;
     uint64_t moved = 0;  // bytes
@@ -86,7 +89,6 @@ class DecodeEngine {
   void compare_tables(Step& to);
 
   DecodeShape shape_;
-  uint32_t sentences_ = 0;
   uint64_t stored_bytes_ = 0;
   skv_session session_ = nullptr;
   skv_model model_ = nullptr;
