@@ -58,16 +58,18 @@ uint64_t available_bytes() {
   return 0;
 }
 
-// The earlier case's processes give their memory back after they have ended.
+// The earlier case's processes give their memory back after they have ended, gigabytes take a
+// while.
 uint64_t settled_available_bytes() {
-  uint64_t before = available_bytes();
-  for (int i = 0; i < 40; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  uint64_t most = available_bytes();
+  int still = 0;
+  for (int i = 0; i < 150 && still < 10; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
     const uint64_t now = available_bytes();
-    if (now < before + (64ULL << 20)) return now;
-    before = now;
+    still = now > most + (32ULL << 20) ? 0 : still + 1;
+    most = std::max(most, now);
   }
-  return before;
+  return available_bytes();
 }
 
 // What one layer of a case takes, all rows together.
@@ -137,18 +139,25 @@ struct Settings {
   std::vector<uint32_t> tokens, batches, budgets;  // the second budget is the one of most cases
 };
 
-Medians measure(
-    DecodeEngine& engine, pid_t skvd, const DecodeShape& shape, bool quick, bool by_layer) {
+struct Way {
+  bool by_layer = false;
+  bool has_slots = false;
+  bool quick = false;
+};
+
+Medians measure(DecodeEngine& engine, pid_t skvd, const DecodeShape& shape, const Way& way) {
   DriftingQueries queries(shape);
-  // Until slots hold what a step finds in them from then on.
-  for (int i = 0; i < (quick ? 2 : 5); ++i) (void)engine.step(queries.next(), by_layer);
+  // With slots until all of them were written once: what a step finds in them then stays the same,
+  // and no page of theirs is touched for the first time.
+  const int warm_up = way.quick ? 2 : way.has_slots ? 14 : 3;
+  for (int i = 0; i < warm_up; ++i) (void)engine.step(queries.next(), way.by_layer);
   std::vector<double> call, rank, write, rest, moved, read, fresh, cpu;
-  const size_t steps_min = quick ? 3 : 5;
+  const size_t steps_min = way.quick ? 3 : 5;
   double spent = 0;
-  while (call.size() < steps_min || (!quick && call.size() < 60 && spent < 2.0)) {
+  while (call.size() < steps_min || (!way.quick && call.size() < 60 && spent < 2.0)) {
     const std::vector<float>& next = queries.next();
     const uint64_t skvd_ns = cpu_ns(skvd);
-    const DecodeEngine::Step step = engine.step(next, by_layer);
+    const DecodeEngine::Step step = engine.step(next, way.by_layer);
     const double to_ms = 1e3 * kModelLayers / shape.layers;
     cpu.push_back((step.cpu_s + 1e-9 * static_cast<double>(cpu_ns(skvd) - skvd_ns)) * to_ms);
     spent += step.call_s;
@@ -236,7 +245,7 @@ class Decode {
   }
 
   bool fit(DecodeShape& shape, bool has_slots, uint32_t budget) const {
-    const uint64_t available = settled_available_bytes();
+    const uint64_t available = settings_.quick ? available_bytes() : settled_available_bytes();
     const uint64_t room =
         std::min(settings_.memory_bytes, available > kReserveBytes ? available - kReserveBytes : 0);
     const LayerBytes each = layer_bytes(shape, has_slots, budget);
@@ -270,7 +279,8 @@ class Decode {
   void figures(
       DecodeEngine& engine, pid_t skvd, const DecodeShape& shape, uint32_t budget, Place place) {
     engine.open_windows(budget, place == Place::kInProcess ? SKV_RANK_CLIENT : SKV_RANK_DAEMON);
-    const Medians seen = measure(engine, skvd, shape, settings_.quick, /*by_layer=*/false);
+    const Medians seen =
+        measure(engine, skvd, shape, {false, place == Place::kSlots, settings_.quick});
     if (shape.rows == 1) steps_[{shape.tokens, budget, place}] = seen.call_ms;
     add_step("decode.step", shape, budget, place, seen.call_ms);
     report_.add({.name = "decode.cpu",
@@ -281,7 +291,8 @@ class Decode {
     if (budget != settings_.budgets[1]) return;
     if (shape.rows == 1 && shape.tokens == settings_.tokens[0]) {
       engine.open_windows(budget, place == Place::kInProcess ? SKV_RANK_CLIENT : SKV_RANK_DAEMON);
-      const Medians layers = measure(engine, skvd, shape, settings_.quick, /*by_layer=*/true);
+      const Medians layers =
+          measure(engine, skvd, shape, {true, place == Place::kSlots, settings_.quick});
       add_step("decode.bylayer", shape, budget, place, layers.call_ms);
     }
     const std::string of = text(shape, budget, place);
