@@ -30,6 +30,16 @@ HeadRanker& thread_ranker() {
   return ranker;
 }
 
+RecallSampler& thread_recall() {
+  thread_local RecallSampler recall;
+  return recall;
+}
+
+// One writer: the thread that has the window.
+void add(std::atomic<uint64_t>& sum, uint64_t count) {
+  sum.store(sum.load(std::memory_order_relaxed) + count, std::memory_order_relaxed);
+}
+
 }  // namespace
 
 Ranker::Ranker(Parts parts)
@@ -195,14 +205,14 @@ Result<Ranked> Ranker::work(const Request& request) {
     for (uint32_t head = 0; head < layer.kv_heads; ++head) {
       view.area_offset = pages_layout_.area_offset(index, head);
       ReadSet read;
+      RankResult ranked;
       if (end_block_ > 0) {
-        const RankResult ranked = ranker.rank(view, layer, query, parts_.shape);
+        ranked = ranker.rank(view, layer, query, parts_.shape);
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
         read = ranker.cut(ranked, parts_.shape);
       }
-      query += size_t{layer.queries_per_kv_head} * layer.k_dim;
       const uint64_t cut = now_ns();
       spent_.cut_ns += static_cast<uint32_t>(cut - lap);
       write_head(index, head, read, to);
@@ -210,6 +220,11 @@ Result<Ranked> Ranker::work(const Request& request) {
       const uint64_t written = now_ns();
       spent_.write_ns += static_cast<uint32_t>(written - cut);
       lap = written;
+      if (thread_recall().due(header.recall_every, ranked)) {
+        add_recall(thread_recall().compare({view, layer, query, parts_.shape}, ranked, read));
+        lap = now_ns();
+      }
+      query += size_t{layer.queries_per_kv_head} * layer.k_dim;
     }
   }
   if (absent > 0 && parts_.fill) {
@@ -327,6 +342,13 @@ Result<void> Ranker::fill_absent(const Request& request, uint64_t version) {
   return {};
 }
 
+void Ranker::add_recall(const RecallCounts& counts) {
+  WindowHeader& header = tables_.header();
+  add(header.recall_rankings, counts.rankings);
+  add(header.recall_wanted, counts.wanted);
+  add(header.recall_found, counts.found);
+}
+
 // ---- publish ------------------------------------------------------------------------------------
 
 void Ranker::publish(LayerRange layers, uint64_t version, Ranked& result) {
@@ -376,10 +398,6 @@ void Ranker::publish(LayerRange layers, uint64_t version, Ranked& result) {
   result.covered_to = covered_to;
   result.hits_host = result.read_blocks - result.hits_nvme;
   result.unread_mass = mass_sum / static_cast<float>(head_sum);
-  // One writer: the thread that has the window.
-  const auto add = [](std::atomic<uint64_t>& sum, uint64_t count) {
-    sum.store(sum.load(std::memory_order_relaxed) + count, std::memory_order_relaxed);
-  };
   add(header.prefetches, 1);
   add(header.read_blocks, result.read_blocks);
   add(header.misses, result.misses);

@@ -42,6 +42,7 @@ void DataCore::on(OpenWindow& command) {
       Window::create(command, feed->second, in_host, in_host ? arena->second.bytes : 0, tables);
   if (!made.ok()) return refused(made.error());
   std::shared_ptr<Window> window = std::move(made).value();
+  window->set_recall_every(options_.recall_every);
   tables_to_send_[command.window] = std::move(tables);
   if (in_host) {
     window->state = Window::State::kOpen;

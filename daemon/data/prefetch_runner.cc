@@ -213,6 +213,11 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
+  if (recall_.due(hooks_.recall_every, ranked)) {
+    const RankView view = feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count);
+    const float* queries = prefetch.request.query.data() + prefetch.query_at;
+    counters_.add_recall(recall_.compare({view, layer, queries, shape}, ranked, read));
+  }
   ahead_.collect(feed, prefetch.layer, ranked, HeadRanker::cut_options(shape), read.blocks);
   plan.blocks.assign(read.blocks.begin(), read.blocks.end());
   plan.sentences.assign(read.sentences.begin(), read.sentences.end());

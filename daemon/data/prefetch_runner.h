@@ -10,6 +10,7 @@
 #include "daemon/data/read_ahead.h"
 #include "daemon/data/statistics.h"
 #include "kernels/head_ranker.h"
+#include "kernels/recall.h"
 
 namespace skv {
 
@@ -38,6 +39,7 @@ class PrefetchRunner {
     std::function<PoolTicket()> next_ticket;
     std::function<void(const Prefetch&)> complete;  // `result` and the times are final
     std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
+    uint32_t recall_every = 0;  // RecallSampler::due
   };
   PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
       : hooks_(std::move(hooks)),
@@ -128,6 +130,7 @@ class PrefetchRunner {
   uint64_t turns_ = 0;
   std::unordered_map<uint64_t, Batch> batches_;  // by ticket
   HeadRanker ranker_;
+  RecallSampler recall_;
   ReadAhead ahead_;
   LayerTable table_;
   std::vector<uint32_t> published_slots_;

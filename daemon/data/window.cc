@@ -144,6 +144,12 @@ void Window::collect(DataCounters& counters) {
   if (slots_in_host_ && read > before) DataCounters::add(counters.hits_host, read - before);
   add(counters.blocks_read, collected_.read_blocks, read);
   add(counters.misses, collected_.misses, header.misses.load(std::memory_order_relaxed));
+  add(counters.recall_rankings, collected_.recall.rankings,
+      header.recall_rankings.load(std::memory_order_relaxed));
+  add(counters.recall_wanted, collected_.recall.wanted,
+      header.recall_wanted.load(std::memory_order_relaxed));
+  add(counters.recall_found, collected_.recall.found,
+      header.recall_found.load(std::memory_order_relaxed));
 
   const uint32_t sentences = feed_->sentence_count();
   std::byte* const touched = memory_.data() + layout_.touched_offset();

@@ -98,6 +98,8 @@ class Window {
   // arena. To be asked until it says no. All of it is the client's word, about reads of its own.
   uint64_t making() const;
   bool may_read(uint64_t making, uint32_t chunk, uint64_t offset, uint64_t bytes) const;
+  // What a client that ranks is asked to compare with full scans.
+  void set_recall_every(uint32_t every) { tables_.header().recall_every = every; }
   // Marks of the client: adds them to the feed's, and its sums to the counters.
   void collect(DataCounters& counters);
 
@@ -123,6 +125,7 @@ class Window {
     uint64_t prefetches = 0;
     uint64_t read_blocks = 0;
     uint64_t misses = 0;
+    RecallCounts recall;
   } collected_;
   std::vector<Held> held_;                       // versions rise, unless the client names them
   size_t held_count_ = 0;                        // leases

@@ -74,6 +74,33 @@ class RankInTest(unittest.TestCase):
                     self.assertEqual(result.misses, 0)
                     self.assertEqual(result.daemon_us, 0)
 
+    def test_the_recall_of_the_coarse_stage(self) -> None:
+        daemon = self.start(device="none", recall_every=1)
+        engine = self.engine(daemon, "recall", tokens=6000)
+        engine.put()
+        whole = engine.context.window(100, coarse_blocks=10_000, rank_in=skv.RankIn.DAEMON)
+
+        def chosen(window: skv.Window, seed: int) -> List[set]:
+            done = window.prefetch(engine.query(seed))
+            tables = [window.table(layer) for layer in range(LAYERS)]
+            sets = [set(t.block[t.indptr[head]:t.indptr[head + 1]].tolist())
+                    for t in tables for head in range(HEADS)]
+            window.readers_done(done.version)
+            return sets
+
+        expected = {"rankings": 0, "wanted": 0, "found": 0}
+        for rank_in in (skv.RankIn.DAEMON, skv.RankIn.CLIENT):
+            with engine.context.window(100, rank_in=rank_in) as window:
+                for seed in range(4):
+                    for full, coarse in zip(chosen(whole, seed), chosen(window, seed)):
+                        expected["rankings"] += 1
+                        expected["wanted"] += len(full)
+                        expected["found"] += len(full & coarse)
+            # What a client counts is collected when its window closes, if not before.
+            self.assertEqual(engine.session.stat()["prefetch"]["recall"], expected)
+        self.assertLess(expected["found"], expected["wanted"])
+        self.assertGreater(expected["found"], 0)
+
     def test_a_context_that_grows_and_shares(self) -> None:
         daemon = self.start(device="none")
         engine = self.engine(daemon, "grows", tokens=6000)
