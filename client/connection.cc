@@ -138,6 +138,25 @@ Result<std::shared_ptr<MappedMemory>> Connection::vectors(int fd, uint64_t bytes
   return vectors_;
 }
 
+Result<std::shared_ptr<MappedMemory>> Connection::host() {
+  const std::lock_guard lock(mutex_);
+  if (!host_) return Error{ErrorCode::kCancelled, "the session was closed"};
+  return host_;
+}
+
+void Connection::unmap() {
+  std::shared_ptr<MappedMemory> host;  // unmapped without the lock: it may be large
+  std::shared_ptr<MappedMemory> vectors;
+  std::shared_ptr<const SharedDirectoryReader> directory;
+  {
+    const std::lock_guard lock(mutex_);
+    host.swap(host_);
+    vectors.swap(vectors_);
+  }
+  const std::lock_guard lock(directory_mutex_);
+  directory.swap(directory_);
+}
+
 OperationPtr Connection::begin(Verb verb) {
   auto operation = std::make_shared<Operation>();
   operation->verb = verb;

@@ -48,7 +48,10 @@ void Session::close() {
     last = connection_;
     changed_.notify_all();
   }
-  if (last) last->end(Error{ErrorCode::kCancelled, "the session was closed"});
+  if (last) {
+    last->end(Error{ErrorCode::kCancelled, "the session was closed"});
+    last->unmap();
+  }
   const std::lock_guard lock(started_mutex_);
   for (const auto& [ticket, one] : started_) one.done.connection->abandon(one.done.operation);
   started_.clear();

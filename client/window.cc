@@ -85,7 +85,8 @@ Result<void> Window::attach(const WindowOpen& options,
     return bad_window("its header");
   }
   if (reply.slots_in_host != 0) {
-    slots_ = connection_->host();
+    SKV_TRY(host, connection_->host());
+    slots_ = host;
     opened_.slots_bytes = slots_->bytes();
     if (rank_here) SKV_CHECK_OK(attach_ranker(options, fds[1], fds[2]));
     return {};
