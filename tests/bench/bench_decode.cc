@@ -3,16 +3,20 @@
 //
 //   bench_decode [--quick] [--json FILE] [memory=GIB] [tokens=K] [batch=N]
 //
-//   decode.step         ms of a step for 32 layers, in the call; the cases name where it is ranked:
-//                       in process; by ring (the data thread, blocks read in place); into slots
-//                       (the data thread, and what is not resident is moved into slots of the
-//                       window)
-//   decode.bylayer      the same as a call per layer, as an engine that computes in between makes
-//   it decode.rank         of it ranking and choosing, beside one read of the vectors that it looks
-//   at decode.write, .rest tables; what is left of the call decode.moved        bytes into slots in
-//   a step, of the read set decode.new          of the read set not in the step before: how far the
-//   synthetic queries drift decode.scale        a step at another budget or context, of one at 256
-//   blocks and 64K
+//   decode.step     ms of a step for 32 layers, in the call. Where it is ranked: in process; by
+//   ring
+//                   (the data thread, blocks read in place); into slots (the data thread, and what
+//                   is not resident moves into slots of the window)
+//   decode.cpu      CPU time of the engine's thread and of skvd: other work on the machine is not
+//   in
+//                   it, nor is the device worker's
+//   decode.bylayer  the step as a call per layer, as an engine makes it that computes in between
+//   decode.rank     of the call ranking and choosing, beside one read of the vectors it looks at
+//   decode.write    of the call writing tables
+//   decode.rest     what is left of the call
+//   decode.new      of the read set not in the step before: how far the synthetic queries drift
+//   decode.moved    bytes into slots in a step, of the read set
+//   decode.scale    a step with another budget or context, beside the one with 256 blocks at 64K
 //
 // Measured on as many layers as fit `memory` (16 GiB) and what the machine has free, and scaled to
 // 32: layers are alike, a step is so many of them one after another. Bodies are synthetic: times do
@@ -239,7 +243,7 @@ class Decode {
 
   static std::string tokens_text(uint32_t tokens) { return std::to_string(tokens >> 10) + "K"; }
   static std::string text(const DecodeShape& shape, uint32_t budget, Place place) {
-    return tokens_text(shape.tokens) + ", batch " + std::to_string(shape.rows) + ", " +
+    return tokens_text(shape.tokens) + " tokens, batch " + std::to_string(shape.rows) + ", " +
            std::to_string(budget) + " blocks, " + std::to_string(shape.layers) + " of " +
            std::to_string(kModelLayers) + " layers, " + name_of(place);
   }
