@@ -3,13 +3,11 @@
 //
 //   bench_decode [--quick] [--json FILE] [memory=GIB] [tokens=K] [batch=N]
 //
-//   decode.step     ms of a step for 32 layers, in the call. Where it is ranked: in process; by
-//   ring
-//                   (the data thread, blocks read in place); into slots (the data thread, and what
-//                   is not resident moves into slots of the window)
-//   decode.cpu      CPU time of the engine's thread and of skvd: other work on the machine is not
-//   in
-//                   it, nor is the device worker's
+//   decode.step     ms of a step for 32 layers, in the call. Ranked in process; by ring (the data
+//                   thread, blocks read in place); into slots (the data thread, and what is not
+//                   resident moves into slots of the window)
+//   decode.cpu      CPU time of the engine's thread and of skvd: without other work on the machine
+//                   and without the device worker
 //   decode.bylayer  the step as a call per layer, as an engine makes it that computes in between
 //   decode.rank     of the call ranking and choosing, beside one read of the vectors it looks at
 //   decode.write    of the call writing tables
