@@ -140,7 +140,7 @@ Result<std::shared_ptr<MappedMemory>> Connection::vectors(int fd, uint64_t bytes
 
 Result<std::shared_ptr<MappedMemory>> Connection::host() {
   const std::lock_guard lock(mutex_);
-  if (!host_) return Error{ErrorCode::kCancelled, "the session was closed"};
+  if (!host_) return *why_dead_;
   return host_;
 }
 

@@ -68,7 +68,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Distinct for all connections of this process; 0 is none.
   uint64_t serial() const { return serial_; }
   const HelloReply& hello() const { return hello_; }
-  // kCancelled after unmap().
+  // Why the connection ended, after unmap().
   Result<std::shared_ptr<MappedMemory>> host();
   // The pages of vectors of the space, mapped the first time; a window_open brought `fd`.
   Result<std::shared_ptr<MappedMemory>> vectors(int fd, uint64_t bytes);
@@ -106,7 +106,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Result<void> wait(const OperationPtr& operation, Deadline deadline);
   void abandon(const OperationPtr& operation);
-  // The session is closed: its memories stay mapped only where something else shares them.
+  // After end(), when the session has no more use of it: the memories stay mapped only where
+  // something else shares them.
   void unmap();
 
   // After wait() said ok.

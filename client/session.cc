@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "client/abi.h"
@@ -129,9 +130,11 @@ Result<std::shared_ptr<Connection>> Session::connect(Deadline deadline, bool onc
   }
   down_ = !opened.ok();
   if (!opened.ok()) return opened.error();
-  connection_ = opened.value();
+  const std::shared_ptr<Connection> before = std::exchange(connection_, opened.value());
   ++connections_;
-  return connection_;
+  lock.unlock();
+  if (before) before->unmap();
+  return opened;
 }
 
 Result<skv_ticket> Session::keep(Done started, std::shared_ptr<Memory> memory, Deadline deadline) {

@@ -128,7 +128,8 @@ typedef struct skv_session_info {
   char daemon_version[32];
 } skv_session_info;
 
-/* Does not block. Pointers are valid until skv_session_close, or as long as a hold lives. */
+/* Does not block. Pointers are valid until the session is closed or has connected again, or as long
+ * as a hold lives. */
 SKV_API int skv_session_get_info(skv_session session, skv_session_info* info);
 
 /* Connects again now if the connection is lost, waiting up to timeout_ms (0: one try). No other
