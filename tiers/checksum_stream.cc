@@ -242,12 +242,10 @@ void ChecksumStream::reset() {
 void ChecksumStream::append(std::byte* to, const std::byte* from, size_t bytes, size_t ask_ahead) {
   while (bytes > 0) {
     const bool between_stripes = state_.coming_bytes % State::kStripeBytes == 0;
-    size_t count = 0;
-    if (between_stripes && bytes >= State::kStripeBytes &&
-        state_.total_bytes >= State::kShortBytesMax) {
-      count = bytes - bytes % State::kStripeBytes;
-      HWY_DYNAMIC_DISPATCH(sum_run)
-      (state_, {to, from, count / State::kStripeBytes, ask_ahead});
+    const size_t stripes = between_stripes ? bytes / State::kStripeBytes : 0;
+    size_t count = stripes * State::kStripeBytes;
+    if (stripes > 0 && state_.total_bytes + count > State::kShortBytesMax) {
+      HWY_DYNAMIC_DISPATCH(sum_run)(state_, {to, from, stripes, ask_ahead});
       state_.coming_bytes = State::kStripeBytes;
       state_.total_bytes += count;
     } else {
