@@ -143,6 +143,8 @@ Result<skv_ticket> Session::keep(Done started, std::shared_ptr<Memory> memory, D
     const std::lock_guard lock(started_mutex_);
     ticket = next_ticket_++;
     started_.emplace(ticket, Started{std::move(started), std::move(memory)});
+    // Looking which of them are done costs a look at each.
+    if (started_.size() <= kAsyncMax) return ticket;
   }
   // Above the limit, wait for the oldest that still runs: its place is what the next one needs.
   for (;;) {
