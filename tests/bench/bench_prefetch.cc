@@ -7,9 +7,10 @@
 //
 // Every round by the ring is followed by one of a bare ping-pong between two processes by the same
 // doorbells, so both see the same machine. A round's own time is the call's, less what its
-// completion says was spent ranking, choosing and writing tables. The other end of the ping-pong is
-// busy for as long before it rings back: a core that was idle for milliseconds wakes up later than
-// one that was idle for microseconds. prefetch.pingpong.idle is without that.
+// completion says was spent ranking, choosing and writing tables. The other end of the ping-pong
+// reads memory for as long before it rings back: a core that was idle for milliseconds wakes up
+// later than one that was idle for microseconds, and ranking leaves the caches to vectors.
+// prefetch.pingpong.idle is without that.
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -83,13 +84,11 @@ class PingPong {
       for (uint32_t round = 1;; ++round) {
         if (spins_) {
           while (words_->to.load(std::memory_order_acquire) < round) spin_pause();
-          const double end = now() + words_->busy_s;
-          while (now() < end) spin_pause();
+          read_memory(words_->busy_s);
           words_->from.store(round, std::memory_order_release);
         } else {
           if (::read(to_, &count, sizeof count) < 0) ::_exit(1);
-          const double end = now() + words_->busy_s;
-          while (now() < end) spin_pause();
+          read_memory(words_->busy_s);
           ring_doorbell(back.ringer_end.get());
         }
       }
@@ -126,6 +125,17 @@ class PingPong {
     drain_doorbell(from_.get());
   }
 
+  // Of the other end: as ranking does, from more memory than caches hold.
+  void read_memory(double seconds) {
+    const double end = now() + seconds;
+    uint64_t sum = 0;
+    while (now() < end) {
+      for (size_t i = 0; i < 8192; ++i) sum += memory_[at_ + i];
+      at_ = (at_ + 8192) % memory_.size();
+    }
+    asm volatile("" : : "r"(sum) : "memory");
+  }
+
   struct Words {
     alignas(64) std::atomic<uint32_t> to{0};
     alignas(64) std::atomic<uint32_t> from{0};
@@ -137,6 +147,8 @@ class PingPong {
   UniqueFd from_;
   pid_t child_ = -1;
   uint32_t round_ = 0;
+  std::vector<uint64_t> memory_ = std::vector<uint64_t>(8U << 20, 1);
+  size_t at_ = 0;
 };
 
 // A stored context and a window on it.
