@@ -180,12 +180,19 @@ class Engine {
     for (float& value : values) value = normal(base) + 0.1F * normal(own);
     return values;
   }
-  skv_prefetch_result prefetch(const std::vector<float>& query) {
+  struct Call {
+    skv_prefetch_result result;
+    double seconds;
+  };
+  Call prefetch(const std::vector<float>& query) {
     auto result = sized<skv_prefetch_result>();
-    check(skv_prefetch(window_, query.data(), query.size() * sizeof(float), nullptr, &result),
-          "prefetch");
+    const double start = now();
+    const int code =
+        skv_prefetch(window_, query.data(), query.size() * sizeof(float), nullptr, &result);
+    const double seconds = now() - start;
+    check(code, "prefetch");
     check(skv_readers_done(window_, result.version), "readers_done");
-    return result;
+    return {result, seconds};
   }
 
  private:
@@ -313,9 +320,7 @@ void measure(Report& report, const Shape& shape, bool spins) {
   std::vector<char> from, to;
   for (int round = -10; round < rounds; ++round) {
     const std::vector<float>& query = queries[static_cast<size_t>(round + 10) % queries.size()];
-    const double start = now();
-    const skv_prefetch_result done = engine.prefetch(query);
-    const double end = now();
+    const auto [done, call_s] = engine.prefetch(query);
     const double inside =
         1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
     const double ping_s = bare.round(1e-6 * inside);
@@ -329,7 +334,7 @@ void measure(Report& report, const Shape& shape, bool spins) {
     asm volatile("" : : "r"(to.data()) : "memory");
     copied.push_back((now() - copying) * 1e6);
     moved += done.bytes_moved;
-    own.push_back((end - start) * 1e6 - inside);
+    own.push_back(call_s * 1e6 - inside);
     rest.push_back(1e-3 * done.daemon_ns - inside);
     ping.push_back(ping_s * 1e6);
     idle.push_back(idle_s * 1e6);
@@ -395,9 +400,7 @@ void measure_in_process(Report& report, const Shape& shape) {
   uint64_t table_bytes = 0;
   for (int round = -10; round < rounds; ++round) {
     const std::vector<float>& query = queries[static_cast<size_t>(round + 10) % queries.size()];
-    const double start = now();
-    const skv_prefetch_result done = engine.prefetch(query);
-    const double end = now();
+    const auto [done, call_s] = engine.prefetch(query);
     if (round < 0) continue;
     table_bytes = 17ULL * done.read_blocks + 4ULL * shape.layers * (shape.heads + 1);
     from.resize(table_bytes, 1);
@@ -408,8 +411,8 @@ void measure_in_process(Report& report, const Shape& shape) {
     copied.push_back((now() - copying) * 1e6);
     const double inside =
         1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
-    own.push_back((end - start) * 1e6 - inside);
-    call.push_back((end - start) * 1e6);
+    own.push_back(call_s * 1e6 - inside);
+    call.push_back(call_s * 1e6);
     table.push_back(1e-3 * done.write_ns);
   }
   report.add({.name = "prefetch.inprocess",
