@@ -10,6 +10,7 @@
 
 #include "client/abi.h"
 #include "client/channel.h"
+#include "client/process.h"
 #include "ipc/os_error.h"
 
 namespace skv::client {
@@ -53,14 +54,14 @@ Result<std::shared_ptr<MappedMemory>> map_shared(int fd,
 
 Connection::Connection(UniqueFd socket)
     : serial_(serials.fetch_add(1) + 1),
-      process_(::getpid()),
+      process_(own_pid()),
       writer_(UniqueFd(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 3))) {
   reader_ = FrameSocket(std::move(socket));
 }
 
 Connection::~Connection() = default;
 
-bool Connection::in_own_process() const { return process_ == ::getpid(); }
+bool Connection::in_own_process() const { return process_ == own_pid(); }
 
 Result<std::shared_ptr<Connection>> Connection::open(const Options& options, Deadline deadline) {
   SKV_TRY(socket, connect_to(options.path));

@@ -159,11 +159,13 @@ uint32_t Ranker::HeadPlace::first_slot(const RankSentence& span, uint32_t host_p
 // ---- one prefetch -------------------------------------------------------------------------------
 
 Result<Ranked> Ranker::prefetch(const Request& request) {
-  while (busy_.exchange(1, std::memory_order_acquire) != 0) busy_.wait(1);
+  uint32_t free = kFree;
+  if (!busy_.compare_exchange_strong(free, kBusy, std::memory_order_acquire)) {
+    while (busy_.exchange(kAwaited, std::memory_order_acquire) != kFree) busy_.wait(kAwaited);
+  }
   Result<Ranked> result = work(request);
   tables_.header().making.store(0, std::memory_order_release);
-  busy_.store(0, std::memory_order_release);
-  busy_.notify_one();
+  if (busy_.exchange(kFree, std::memory_order_release) == kAwaited) busy_.notify_one();
   return result;
 }
 

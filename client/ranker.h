@@ -120,7 +120,8 @@ class Ranker {
   FeedLayout feed_at_{};
   uint32_t capacity_ = 0;
   WindowTables tables_;
-  std::atomic<uint32_t> busy_{0};
+  enum Busy : uint32_t { kFree, kBusy, kAwaited };  // by one thread; others wait for it
+  std::atomic<uint32_t> busy_{kFree};
 
   // The feed, as far as it was taken: private copies.
   std::vector<RankSentence> sentences_;

@@ -84,6 +84,11 @@ struct TableArrays {
   uint32_t* sentence = nullptr;
   float* score = nullptr;
   uint8_t* origin = nullptr;
+
+  // The same table from entry `at` on.
+  TableArrays from(uint32_t at) const {
+    return {indptr, slot + at, block + at, sentence + at, score + at, origin + at};
+  }
 };
 
 // Writes the tables of one window: the daemon, or the client that ranks for itself. What it has

@@ -67,27 +67,6 @@ uint64_t Window::readers_done() {
   return readers_done_;
 }
 
-// In the order of the table's key. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
-void Window::publish(uint32_t layer,
-                     uint64_t version,
-                     uint32_t covered_to,
-                     const LayerTable& table) {
-  SKV_CHECK(table.indptr.size() == layout_.body().kv_heads(layer) + 1,
-            "a table has all heads of its layer");
-  const TableArrays to = tables_.buffer(layer);
-  std::memcpy(to.indptr, table.indptr.data(), 4 * table.indptr.size());
-  for (size_t i = 0; i < table.entries.size(); ++i) {
-    const TableEntry& entry = table.entries[i];
-    to.slot[i] = entry.slot;
-    to.block[i] = entry.block;
-    to.sentence[i] = entry.sentence;
-    to.score[i] = entry.score;
-    to.origin[i] = static_cast<uint8_t>(entry.origin);
-  }
-  tables_.publish(
-      layer, {version, covered_to, static_cast<uint32_t>(table.entries.size()), table.unread_mass});
-}
-
 void Window::published(uint64_t version, std::vector<ExtentLease>& leases) {
   SKV_CHECK(version > version_, "versions rise");
   version_ = version;
