@@ -202,7 +202,7 @@ Result<Ranked> Ranker::work(const Request& request) {
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
-        read = ranker.cut(ranked, parts_.shape);
+        read = ranker.cut(ranked, parts_.shape.cut_options(layout_.resident_set(index, head)));
       }
       query += size_t{layer.queries_per_kv_head} * layer.k_dim;
       const uint64_t cut = now_ns();
