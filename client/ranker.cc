@@ -206,6 +206,7 @@ Result<Ranked> Ranker::work(const Request& request) {
     view.k_dim = layer.k_dim;
     for (uint32_t head = 0; head < layer.kv_heads; ++head) {
       view.area_offset = pages_layout_.area_offset(index, head);
+      const CutOptions options = parts_.shape.cut_options(layout_.resident_set(index, head));
       ReadSet read;
       RankResult ranked;
       if (end_block_ > 0) {
@@ -213,7 +214,7 @@ Result<Ranked> Ranker::work(const Request& request) {
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
-        read = ranker.cut(ranked, parts_.shape);
+        read = ranker.cut(ranked, options);
       }
       const uint64_t cut = now_ns();
       spent_.cut_ns += static_cast<uint32_t>(cut - lap);
@@ -223,7 +224,8 @@ Result<Ranked> Ranker::work(const Request& request) {
       spent_.write_ns += static_cast<uint32_t>(written - cut);
       lap = written;
       if (thread_recall().due(header.recall_every, ranked)) {
-        add_recall(thread_recall().compare({view, layer, query, parts_.shape}, ranked, read));
+        add_recall(
+            thread_recall().compare({view, layer, query, parts_.shape, options}, ranked, read));
         lap = now_ns();
       }
       query += size_t{layer.queries_per_kv_head} * layer.k_dim;

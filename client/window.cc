@@ -117,8 +117,14 @@ Result<void> Window::attach_ranker(const WindowOpen& options,
   parts.model = &context_->model()->descriptor();
   parts.body = &context_->model()->layout();
   parts.index = context_->index();
-  parts.shape = {options.budget_blocks,   options.sink_blocks, options.recent_blocks,
-                 options.resident_blocks, options.cut,         options.coarse_blocks};
+  parts.shape = {options.budget_blocks,
+                 options.sink_blocks,
+                 options.recent_blocks,
+                 options.resident_blocks,
+                 static_cast<CutUnit>(options.cut),
+                 options.coarse_blocks,
+                 options.mass,
+                 options.head_budgets};
   parts.tables = tables_;
   SKV_TRY(mapped,
           MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));

@@ -8,9 +8,11 @@ namespace skv {
 RecallCounts RecallSampler::compare(const Ranking& of,
                                     const RankResult& ranked,
                                     const ReadSet& read) {
-  WindowShape whole = of.shape;
+  WindowShape whole;
+  whole.sink_blocks = of.shape.sink_blocks;
+  whole.recent_blocks = of.shape.recent_blocks;
   whole.coarse_blocks = std::numeric_limits<uint32_t>::max();
-  const ReadSet all = full_.cut(full_.rank(of.view, of.layer, of.queries, whole), whole);
+  const ReadSet all = full_.cut(full_.rank(of.view, of.layer, of.queries, whole), of.cut);
   RecallCounts counts{1, 0, 0};
   const uint32_t* chosen = read.blocks.data();
   const uint32_t* const chosen_end = chosen + read.blocks.size();

@@ -18,9 +18,10 @@ struct RecallCounts {
 // head) again, this time reading the runs of all its sentences, and compares the choices.
 //
 //   const RankResult ranked = ranker.rank(view, layer, queries, shape);
-//   const ReadSet read = ranker.cut(ranked, shape);
-//   if (recall.due(every, ranked)) add(recall.compare({view, layer, queries, shape}, ranked,
-//   read));
+//   const ReadSet read = ranker.cut(ranked, options);
+//   if (recall.due(every, ranked)) {
+//     add(recall.compare({view, layer, queries, shape, options}, ranked, read));
+//   }
 //
 // Cost    a full scan takes up to 10 times as long as the ranking it is compared with (at 1M
 //         tokens; 5 times at 64K), so one in `every` costs 10 / every of ranking at most.
@@ -47,6 +48,7 @@ class RecallSampler {
     const LayerDescriptor& layer;
     const float* queries = nullptr;
     const WindowShape& shape;
+    const CutOptions& cut;
   };
   RecallCounts compare(const Ranking& of, const RankResult& ranked, const ReadSet& read);
 

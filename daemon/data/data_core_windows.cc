@@ -17,11 +17,11 @@ void DataCore::on(OpenWindow& command) {
   const auto refused = [&](Error error) {
     emit(WindowOpened{command.session, command.window, std::move(error)});
   };
-  const uint64_t width =
-      uint64_t{command.sink_blocks} + command.budget_blocks + command.recent_blocks;
-  if (width == 0 || width > command.resident_blocks) {
+  const WindowShape& shape = command.shape;
+  const uint64_t width = uint64_t{shape.sink_blocks} + shape.budget_blocks + shape.recent_blocks;
+  if (width == 0 || width > shape.resident_blocks) {
     return refused(Error{ErrorCode::kInvalidArgument,
-                         "resident_blocks is " + std::to_string(command.resident_blocks) +
+                         "resident_blocks is " + std::to_string(shape.resident_blocks) +
                              ", a read set has 1 to " + std::to_string(width)});
   }
   const auto arena = arenas_.find(feed->second->space());

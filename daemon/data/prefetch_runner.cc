@@ -210,16 +210,17 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint64_t ranked_ns = hooks_.now_ns();
   // Arrives during the cut; ranking would have driven it out of the caches.
   if (!window.slots_in_host()) window.resident(layer_index, kv_head).warm();
-  const ReadSet read = ranker_.cut(ranked, shape);
+  const CutOptions options = shape.cut_options(window.layout().resident_set(layer_index, kv_head));
+  const ReadSet read = ranker_.cut(ranked, options);
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
   if (recall_.due(hooks_.recall_every, ranked)) {
     const RankView view = feed.view(layer_index, kv_head, prefetch.sentence_count);
     const float* queries = prefetch.request.query.data() + prefetch.query_at;
-    counters_.add_recall(recall_.compare({view, layer, queries, shape}, ranked, read));
+    counters_.add_recall(recall_.compare({view, layer, queries, shape, options}, ranked, read));
   }
-  ahead_.collect(feed, layer_index, ranked, HeadRanker::cut_options(shape), read.blocks);
+  ahead_.collect(feed, layer_index, ranked, options, read.blocks);
   prefetch.query_at += size_t{layer.queries_per_kv_head} * layer.k_dim;
   place_head(prefetch, read);
 }

@@ -8,25 +8,12 @@
 #include "ipc/types/check.h"
 
 namespace skv {
-namespace {
-
-WindowShape shape_of(const OpenWindow& options) {
-  return {options.budget_blocks,
-          options.sink_blocks,
-          options.recent_blocks,
-          options.resident_blocks,
-          static_cast<uint8_t>(options.cut),
-          options.coarse_blocks};
-}
-
-}  // namespace
-
 Window::Window(const OpenWindow& options, std::shared_ptr<Feed> feed, bool slots_in_host)
     : options_(options),
       feed_(std::move(feed)),
       slots_in_host_(slots_in_host),
       layout_(feed_->layout(),
-              shape_of(options),
+              options.shape,
               slots_in_host,
               client_ranks() ? feed_->map()->sentence_capacity() : 0) {}
 
@@ -53,7 +40,7 @@ Result<std::unique_ptr<Window>> Window::create(const OpenWindow& options,
   window->tables_.format(window->slots_bytes_);
   if (!slots_in_host && !window->client_ranks()) {
     for (uint32_t set = 0; set < layout.resident_sets(); ++set) {
-      window->residents_.emplace_back(options.resident_blocks);
+      window->residents_.emplace_back(options.shape.resident_blocks);
     }
   }
   tables = std::move(memory).value();

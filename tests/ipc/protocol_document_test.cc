@@ -43,6 +43,8 @@ std::string type_name() {
     return "StridedKv";
   } else if constexpr (std::is_same_v<T, std::array<uint8_t, 16>>) {
     return "u8[16]";
+  } else if constexpr (std::is_same_v<T, float>) {
+    return "f32";
   } else if constexpr (std::is_unsigned_v<T>) {
     return "u" + std::to_string(8 * sizeof(T));
   } else {

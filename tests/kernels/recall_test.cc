@@ -30,7 +30,7 @@ class Recall : public testing::Test {
   ReadSet choose(uint32_t coarse_blocks) {
     window_.coarse_blocks = coarse_blocks;
     ranked_ = ranker_.rank(context_.view(), layer_, queries_.data(), window_);
-    return ranker_.cut(ranked_, window_);
+    return ranker_.cut(ranked_, window_.cut_options(0));
   }
   std::set<uint32_t> chosen(const ReadSet& read) const {
     std::set<uint32_t> blocks;
@@ -64,8 +64,8 @@ TEST_F(Recall, CountsWhatBothChose) {
     std::vector<uint32_t> both;
     std::set_intersection(all.begin(), all.end(), some.begin(), some.end(),
                           std::back_inserter(both));
-    const RecallCounts counts =
-        recall_.compare({context_.view(), layer_, queries_.data(), window_}, ranked_, read);
+    const RecallCounts counts = recall_.compare(
+        {context_.view(), layer_, queries_.data(), window_, window_.cut_options(0)}, ranked_, read);
     EXPECT_EQ(counts.rankings, 1U);
     EXPECT_EQ(counts.wanted, 300U);
     EXPECT_EQ(counts.wanted, all.size());

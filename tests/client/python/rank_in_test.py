@@ -101,6 +101,23 @@ class RankInTest(unittest.TestCase):
         self.assertLess(expected["found"], expected["wanted"])
         self.assertGreater(expected["found"], 0)
 
+    def test_mass_and_budgets_of_heads(self) -> None:
+        daemon = self.start(device="none")
+        engine = self.engine(daemon, "budgets", tokens=3000)
+        engine.put()
+        heads = LAYERS * HEADS
+        options = dict(sink_blocks=1, mass=0.7, head_budgets=[2 * (i % 6) for i in range(heads)])
+        here = engine.context.window(10, rank_in=skv.RankIn.CLIENT, **options)
+        there = engine.context.window(10, rank_in=skv.RankIn.DAEMON, **options)
+        for result in self.same(engine, here, there, range(4)):
+            self.assertLessEqual(result.read_blocks, sum(1 + 2 * (i % 6) for i in range(heads)))
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"3 head_budgets for a model of"):
+            engine.context.window(10, head_budgets=[1, 2, 3])
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"head_budgets\[1\] is 11"):
+            engine.context.window(10, head_budgets=[10, 11] + [0] * (heads - 2))
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"mass is 2"):
+            engine.context.window(10, mass=2.0)
+
     def test_a_context_that_grows_and_shares(self) -> None:
         daemon = self.start(device="none")
         engine = self.engine(daemon, "grows", tokens=6000)
