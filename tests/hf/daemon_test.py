@@ -133,6 +133,20 @@ class RandomModelTest(WithDaemon):
             self.assertEqual(conversation.recoveries, 1)
         self.assert_exact(got, dense_logits(self.model, ids[:540], 501))
 
+    # Goal: guesses begin moves early and change nothing that is read, bit for bit.
+    def test_guesses_change_no_logit(self):
+        ids = prompt(600)
+        engine = self.new_engine(self.model)
+        logits, steps = {}, {}
+        for guess in (False, True):
+            with engine.open(read=Read(share=0.1, guess=guess), reuse=True) as conversation:
+                logits[guess] = self.teacher_forced(conversation, ids, 520)
+                steps[guess] = conversation.steps.of("decode")
+        self.assertTrue(torch.equal(logits[False], logits[True]))
+        self.assertEqual([step.guesses for step in steps[False]], [0] * 80)
+        self.assertEqual([step.guesses for step in steps[True]], [2] * 80)  # all layers but the first
+        self.assertEqual(sum(step.misses for step in steps[True]), 0)
+
     def test_generate_of_transformers(self):
         ids = prompt(200)
         options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -187,9 +201,13 @@ class RealModelTest(WithDaemon):
             got = self.teacher_forced(conversation, ids, start)
             self.assertTrue(conversation.cache.exact)
         self.assert_exact(got, want)
-        with engine.open(reuse=True, read=Read(share=0.25), max_tokens=1200) as conversation:
+        with engine.open(reuse=True, read=Read(share=0.25, guess=False), max_tokens=1200) as conversation:
             sparse = self.teacher_forced(conversation, ids, start)
             self.assertGreater(conversation.report.matched_tokens, start - 128)
+        with engine.open(reuse=True, read=Read(share=0.25, guess=True), max_tokens=1200) as guessing:
+            self.assertTrue(torch.equal(self.teacher_forced(guessing, ids, start), sparse))
+        moved, left = (each.steps.total("bytes_moved") for each in (conversation, guessing))
+        self.assertLess(left, 0.6 * moved)  # the first layer of each step is not guessed
         targets = torch.tensor(ids[start:])
 
         def nll(logits):
@@ -198,7 +216,7 @@ class RealModelTest(WithDaemon):
         self.assertLess(nll(sparse), nll(want) + 0.15)
         if "SKV_HF_TOKENS" in os.environ:
             print(f"{len(targets)} tokens: largest difference {(got - want).abs().max().item():.2g}, "
-                  f"nll {nll(want):.4f}, at 25 % {nll(sparse):.4f}")
+                  f"nll {nll(want):.4f}, at 25 % {nll(sparse):.4f}; guesses leave {left / moved:.2f} of the moves")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class DocumentTest(unittest.TestCase):
 def a_run(percent):
     return {"percent": percent, "answers": [[1, 2], [3]], "texts": ["a", "b"], "tokens_read": 100.0,
             "tokens_resident": 250.0, "perplexity": 10.1, "bytes_moved_per_step": 1e6, "bytes_moved_first_step": 5e6,
+            "guesses": 0,
             "hits": {"device": 5, "host": 4, "nvme": 3, "miss": 0}, "step_ms": 80.0, "steps": 7,
             "prefetch_us": {"p50": 100.0, "p99": 900.0}, "first_token_seconds": 1.25,
             "context_tokens": 1000.0}

@@ -14,6 +14,7 @@ skv = fake_skv.install()
 import torch  # noqa: E402
 
 from models import dense_logits, tiny  # noqa: E402
+from skv.hf.guess import Guesser, NextQuery, Trial  # noqa: E402
 from skv.hf import Engine, LostKv, Read  # noqa: E402
 
 
@@ -250,6 +251,50 @@ class EngineTest(unittest.TestCase):
         self.model.config.layer_types = ["sliding_attention"] * 3
         with self.assertRaisesRegex(NotImplementedError, "sliding_attention"):
             self.new_engine()
+
+    def test_guesses_are_one_layer_early(self):
+        ids = prompt(300)
+        with self.engine.open(read=Read(share=0.2, guess=True)) as conversation:
+            conversation.feed(ids[:290])
+            for token in ids[290:]:
+                conversation.step(token)
+            window = conversation.cache._window
+            self.assertEqual(window.asked[-5:], [("prefetch", 0), ("guess", 1), ("confirm", 1),
+                                                 ("guess", 2), ("confirm", 2)])
+        with self.engine.open(read=Read(share=0.2, guess=False)) as conversation:
+            conversation.feed(ids[:290])
+            conversation.step(ids[290])
+            self.assertNotIn("guess", [verb for verb, _ in conversation.cache._window.asked])
+
+    # Goal: the guess is the layer's own query where a layer changes nothing, and a model that makes
+    # its queries in another way is refused rather than guessed for.
+    def test_what_is_guessed(self):
+        layers = self.model.get_decoder().layers
+        queries = NextQuery(self.model.get_decoder())
+        hidden = torch.randn(1, 1, 128)
+        rotary = self.model.get_decoder().rotary_emb(hidden, torch.tensor([[77]]))
+        query = queries.of(1, hidden, rotary)
+        self.assertEqual(tuple(query.shape), (1, 4, 1, 32))
+        plain = layers[1].self_attn.q_proj(layers[1].input_layernorm(hidden)).view(4, 32)
+        self.assertTrue(torch.allclose(query[0, :, 0].norm(dim=-1), plain.norm(dim=-1), rtol=1e-4))
+        self.assertTrue(queries.fits(1, hidden, rotary, query))
+        self.assertFalse(NextQuery(self.model.get_decoder()).fits(1, hidden, rotary, query + 1))
+        guesser = Guesser(NextQuery(self.model.get_decoder()), always=True)
+        guesser.layer_begins(1, hidden, rotary)
+        with self.assertRaisesRegex(NotImplementedError, "guess=False"):
+            guesser.next_query(1, query + 1)
+
+    def test_guesses_are_kept_where_they_pay(self):
+        for with_guesses, kept in ((0.9, True), (1.1, False)):
+            trial = Trial()
+            tried = []
+            for _ in range(2 * Trial.TRIED + Trial.KEPT):
+                tried.append(trial.guesses)
+                trial.step(with_guesses if trial.guesses else 1.0)
+            self.assertEqual(tried[:Trial.TRIED], [False] * Trial.TRIED)
+            self.assertEqual(tried[Trial.TRIED:2 * Trial.TRIED], [True] * Trial.TRIED)
+            self.assertEqual(set(tried[2 * Trial.TRIED:]), {kept})
+            self.assertFalse(trial.guesses)  # tried again
 
     def test_read_plan(self):
         plan = Read(share=0.125, sinks=1, recents=4, resident=2.5).plan(6400, 8192, 8)

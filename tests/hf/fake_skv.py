@@ -293,6 +293,8 @@ class Window:
         self.slots = np.zeros(self.layers * self.heads * resident * self.slot_unit_bytes, np.uint8)
         self.map = {}      # (layer, head) -> {block: slot}, oldest first
         self.tables, self.version, self.done = {}, 0, 0
+        self.slots_in_host = False
+        self.asked = []    # (verb, layer)
 
     def floats(self, raw):
         values = np.ascontiguousarray(raw).view(self.dtype)
@@ -300,7 +302,19 @@ class Window:
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32)
 
+    def guess(self, query, first_layer=0, layer_count=0, cold=None):
+        assert layer_count == 1 and query.dtype == np.float32
+        self.asked.append(("guess", first_layer))
+
+    def confirm(self, query, first_layer=0, layer_count=0, cold=None, deadline=0.0, timeout=None):
+        self.asked.append(("confirm", first_layer))
+        return self._prefetch(query, first_layer, layer_count)
+
     def prefetch(self, query, first_layer=0, layer_count=0, cold=None, deadline=0.0, timeout=None):
+        self.asked.append(("prefetch", first_layer))
+        return self._prefetch(query, first_layer, layer_count)
+
+    def _prefetch(self, query, first_layer, layer_count):
         self.context.daemon.fail("prefetch")
         assert layer_count == 1 and query.dtype == np.float32
         context, bodies = self.context, []

@@ -196,6 +196,7 @@ class Runner:
                      "miss": sum(step.misses for step in steps)},
             "prefetch_us": {"p50": float(np.percentile(prefetch, 50)),
                             "p99": float(np.percentile(prefetch, 99))},
+            "guesses": sum(step.guesses for step in steps),
             "exact_steps": sum(step.exact for step in steps),
         }
 

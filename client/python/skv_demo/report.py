@@ -18,6 +18,7 @@ def run_record(role: str, run: dict, reference: dict) -> dict:
         "questions": len(reference["answers"]),
         "bytes_moved_per_step": round(run["bytes_moved_per_step"]),
         "bytes_moved_first_step": round(run["bytes_moved_first_step"]),
+        "guesses": run["guesses"],
         "hits": run["hits"],
         "prefetch_us": {name: round(value, 1) for name, value in run["prefetch_us"].items()},
         "time_to_first_token_s": round(run["first_token_seconds"], 3),
@@ -39,6 +40,7 @@ def table(runs: Sequence[dict]) -> str:
         ("answers =", lambda r: f"{r['answers_equal']}/{r['questions']}"),
         ("moved/step", lambda r: f"{r['bytes_moved_per_step'] / 1e6:.2f} MB"),
         ("1st step", lambda r: f"{r['bytes_moved_first_step'] / 1e6:.1f} MB"),
+        ("guesses", lambda r: f"{r['guesses']:,}"),
         ("device", lambda r: f"{r['hits']['device']:,}"),
         ("host", lambda r: f"{r['hits']['host']:,}"),
         ("nvme", lambda r: f"{r['hits']['nvme']:,}"),
@@ -65,6 +67,7 @@ read, tokens, share   budget; tokens that a step really read, sinks, recents and
 resident              blocks in device slots at the end, as a share of the context
 perplexity, vs full   held-out continuation, token by token, against full KV attended by transformers
 answers =             greedy answers that are the same, token for token, as with full KV
-moved/step, 1st step  bytes moved into slots, without and in the first step of a window, which fills it
+moved/step, 1st step  bytes that prefetches moved into slots, without and in the first step of a window, which fills it
+guesses               layers whose moves were begun one layer early; what these moved is not in moved/step
 device host nvme miss blocks by where the read set was found; p50, p99: one prefetch of one layer
 1st token             from the prompt to its first token; model and interpreter were loaded before"""

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 import skv
 
 from .attention import LAYER_ATTRIBUTE
+from .guess import Guesser
 from .load_buffer import LoadBuffer
 from .read import Read, WindowPlan
 from .record import Step, Steps
@@ -102,7 +103,7 @@ class SentenceCache(Cache):
 
     def __init__(self, owner: object, session: skv.Session, model: skv.Model, geometry: Geometry, *,
                  capacity: int, read: Read, ends: SentenceEnds, load_buffer: LoadBuffer,
-                 trace: bool = False) -> None:
+                 guesser: Optional[Guesser] = None, trace: bool = False) -> None:
         super().__init__(layers=[SentenceLayer(self, i) for i in range(geometry.layers)])
         self.owner = owner     # the Engine whose hooks drive this cache
         self.geometry = geometry
@@ -115,6 +116,8 @@ class SentenceCache(Cache):
         self.dense_next = False  # the next pass is dense even if it has one token
         self._session = session
         self._load_buffer = load_buffer
+        self._guesser = guesser  # None: no guesses
+        self._guessed: Optional[int] = None  # the layer whose moves were begun
         self._ends = ends
         self._extra: Optional[bytes] = None
         self._context = model.context()
@@ -206,6 +209,7 @@ class SentenceCache(Cache):
         self._started = time.perf_counter()
         self._new_ids = list(ids[len(known):])
         self._covered: Optional[int] = None
+        self._guessed = None
         self._dense_fallback = False
         if self._step.kind == "dense":
             if self._new_ids:
@@ -219,6 +223,11 @@ class SentenceCache(Cache):
     def decodes(self) -> bool:
         """Of the pass that runs."""
         return self._step.kind == "decode"
+
+    def layer_begins(self, layer: int, hidden: torch.Tensor, rotary: tuple) -> None:
+        """`layer` starts from `hidden` [1, tokens, width], at positions of these cos and sin."""
+        if self._guesser is not None and self._step.kind == "decode":
+            self._guesser.layer_begins(layer, hidden, rotary)
 
     def write_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """K and V [1, kv_heads, tokens, dim] of this pass, into the memory that skvd reads too."""
@@ -256,6 +265,8 @@ class SentenceCache(Cache):
         self._load_buffer.give_back()
         step.seconds = time.perf_counter() - self._started
         step.resident_blocks = self._resident()
+        if self._guesser is not None and step.kind == "decode" and self._moves:
+            self._guesser.step(step.seconds)
         self.steps.add(step)
 
     def _abandon(self) -> None:
@@ -360,6 +371,7 @@ class SentenceCache(Cache):
             self._dense_fallback = True
             self._covered = 0
             return *self.dense_kv(layer), None
+        self._guess_behind(layer, query)
         table = self._window.table(layer)
         keys, values, absent = self._gather(layer, table, now)
         self._window.readers_done(table.version)
@@ -371,9 +383,10 @@ class SentenceCache(Cache):
         while True:
             window = self._open_window()
             began = time.perf_counter()
+            ask = window.confirm if self._guessed == layer else window.prefetch
             try:
-                result = window.prefetch(vectors, first_layer=layer, layer_count=1, cold=self.read.cold,
-                                         deadline=self.read.deadline)
+                result = ask(vectors, first_layer=layer, layer_count=1, cold=self.read.cold,
+                             deadline=self.read.deadline)
             except skv.BusyError:
                 busy += 1
                 if busy > _BUSY_TRIES:
@@ -399,6 +412,28 @@ class SentenceCache(Cache):
         step.read_blocks += result.read_blocks
         step.unread_mass += result.unread_mass / self.geometry.layers
         return result
+
+    @property
+    def _moves(self) -> bool:
+        """Whether blocks are moved into slots of the window, rather than read where they lie."""
+        return self._window is not None and not self._window.slots_in_host
+
+    def _guess_behind(self, layer: int, query: torch.Tensor) -> None:
+        """Begins the moves of the layer behind `layer`, while this one is attended. Not before: one
+        window's prefetches are served in order."""
+        if self._guesser is None or not self._moves or layer + 1 >= self.geometry.layers:
+            return
+        began = time.perf_counter()
+        vectors = self._guesser.next_query(layer, query)
+        if vectors is None:
+            return
+        try:
+            self._window.guess(vectors, first_layer=layer + 1, layer_count=1, cold=self.read.cold)
+        except (skv.BusyError, skv.StaleError, skv.DisconnectedError, skv.UnknownHandleError, skv.TimeoutError):
+            return  # the prefetch that follows deals with it
+        self._guessed = layer + 1
+        self._step.guesses += 1
+        self._step.guess_us += (time.perf_counter() - began) * 1e6
 
     def _reconnected(self) -> None:
         """Another daemon may know other boundaries, or less; indices are valid again after this."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import time
 from typing import Any, Iterator, Optional, Sequence, Union
@@ -12,6 +13,7 @@ import skv
 
 from . import attention
 from .cache import LostKv, SentenceCache
+from .guess import Guesser, NextQuery
 from .load_buffer import LoadBuffer
 from .read import Read
 from .record import Steps
@@ -77,7 +79,7 @@ class Engine:
             conversation.feed(document + question)
             print(conversation.text(conversation.generate(64)))
 
-    The model is set to the attention function "skv" and gets two forward hooks on its decoder, so
+    The model is set to the attention function "skv" and its decoder gets forward hooks, so
     that any driver (this class, model.generate, a loop of one's own) works with the caches that
     `open` makes; other caches work as before. close() takes the hooks off.
 
@@ -99,8 +101,12 @@ class Engine:
         self._load_buffer: Optional[LoadBuffer] = None
         model.set_attn_implementation(attention.NAME)
         decoder = model.get_decoder()
+        self._next_query = NextQuery(decoder)
         self._hooks = [decoder.register_forward_pre_hook(self._before, with_kwargs=True),
                        decoder.register_forward_hook(self._after, with_kwargs=True)]
+        self._hooks += [layer.register_forward_pre_hook(functools.partial(self._before_layer, index),
+                                                        with_kwargs=True)
+                        for index, layer in enumerate(decoder.layers)]
 
     @property
     def max_tokens(self) -> int:
@@ -122,7 +128,9 @@ class Engine:
         return SentenceCache(self, self.session, self._skv_model, self.geometry,
                              capacity=max_tokens or self.max_tokens, read=read,
                              ends=SentenceEnds(self.tokenizer, self.locale),
-                             load_buffer=self._load_buffer, trace=trace)
+                             load_buffer=self._load_buffer, trace=trace,
+                             guesser=None if read.guess is False or read.everything
+                             else Guesser(self._next_query, always=read.guess is True))
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -148,6 +156,14 @@ class Engine:
             if ids.shape[0] != 1:
                 raise ValueError(f"skv: batch 1 only, not {ids.shape[0]}")
             cache.begin(ids[0].tolist())
+
+    def _before_layer(self, index: int, layer: Any, args: tuple, kwargs: dict) -> None:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, SentenceCache) and cache.owner is self:
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            rotary = kwargs.get("position_embeddings")
+            if hidden is not None and rotary is not None:
+                cache.layer_begins(index, hidden, rotary)
 
     def _after(self, decoder: Any, args: tuple, kwargs: dict, output: Any) -> None:
         cache = kwargs.get("past_key_values")

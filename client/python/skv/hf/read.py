@@ -31,6 +31,9 @@ class Read:
     recents   last closed blocks, always read (the open tail comes on top, from the engine's memory)
     resident  slots kept by recency, as a multiple of the read set
     cold      a block that is on NVMe only: waited for up to `deadline` seconds, or left out
+    guess     begin each layer's moves one layer early, from a guess of its query. What is read stays
+              the same. None: if steps are faster with than without, tried every few hundred steps.
+              Without effect where blocks are read where they lie
     """
     share: float = 1.0
     blocks: int | None = None
@@ -39,6 +42,7 @@ class Read:
     resident: float = 2.5
     cold: skv.Cold = skv.Cold.WAIT
     deadline: float = 10.0
+    guess: bool | None = None
 
     def __post_init__(self) -> None:
         if self.blocks is None and not 0 < self.share <= 1:

@@ -22,7 +22,9 @@ class Step:
     hits_host: int = 0
     hits_nvme: int = 0
     misses: int = 0
-    bytes_moved: int = 0      # into slots
+    bytes_moved: int = 0      # into slots, by prefetches; what guesses had moved before is not in it
+    guesses: int = 0          # layers whose moves were begun one layer early
+    guess_us: float = 0.0     # the engine's time for them
     bytes_loaded: int = 0     # dense: bodies read back
     chunks_host: int = 0      # dense: where they came from
     chunks_nvme: int = 0
