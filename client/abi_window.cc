@@ -36,6 +36,7 @@ Result<skv::WindowOpen> window_options(const skv_window_options* options) {
   to.cut = static_cast<uint8_t>(from.cut);
   to.coarse_blocks = from.coarse_blocks;
   to.mass = from.mass;
+  to.query_cosine = from.query_cosine;
   if ((from.head_budgets == nullptr) != (from.head_budget_count == 0)) {
     return invalid("skv_window_options: head_budgets and head_budget_count go together");
   }
@@ -138,6 +139,7 @@ skv_prefetch_result prefetch_result(const PrefetchRow& row, const skv::Completio
   out.cut_ns = done.cut_ns;
   out.write_ns = done.write_ns;
   out.daemon_ns = done.daemon_ns;
+  out.ranked_heads = row.ranked_heads;
   return out;
 }
 

@@ -49,7 +49,8 @@ Ranker::Ranker(Parts parts)
               /*slots_in_host=*/true,
               reinterpret_cast<const FeedHeader*>(parts_.feed->data())->sentence_capacity),
       pages_layout_(VectorsLayout(*parts_.model, parts_.index)),
-      heads_(layout_.resident_sets()) {}
+      heads_(layout_.resident_sets()),
+      kept_reads_(parts_.shape.query_cosine, layout_.resident_sets()) {}
 
 Result<std::unique_ptr<Ranker>> Ranker::create(Parts parts) {
   if (parts.feed->bytes() < kFeedHeaderBytes) return bad_feed("it is too small");
@@ -198,6 +199,7 @@ Result<Ranked> Ranker::work(const Request& request) {
   view.kind = parts_.index.kind;
   HeadRanker& ranker = thread_ranker();
   uint32_t absent = 0;
+  ranked_heads_ = 0;
   uint64_t lap = now_ns();
   for (uint32_t index = layers.first; index < layers.end(); ++index) {
     const LayerDescriptor& layer = parts_.model->layers[index];
@@ -206,29 +208,39 @@ Result<Ranked> Ranker::work(const Request& request) {
     view.k_dim = layer.k_dim;
     for (uint32_t head = 0; head < layer.kv_heads; ++head) {
       view.area_offset = pages_layout_.area_offset(index, head);
-      const CutOptions options = parts_.shape.cut_options(layout_.resident_set(index, head));
+      const uint32_t set = layout_.resident_set(index, head);
+      const CutOptions options = parts_.shape.cut_options(set);
+      const std::span<const float> queries(query, size_t{layer.queries_per_kv_head} * layer.k_dim);
       ReadSet read;
       RankResult ranked;
-      if (end_block_ > 0) {
+      const ReadSet* kept = kept_reads_.find(set, queries, layer.k_dim, end_block_);
+      if (kept != nullptr) {
+        read = *kept;
+        const uint64_t now = now_ns();
+        spent_.rank_ns += static_cast<uint32_t>(now - lap);
+        lap = now;
+      } else if (end_block_ > 0) {
         ranked = ranker.rank(view, layer, query, parts_.shape);
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
         read = ranker.cut(ranked, options);
+        kept_reads_.keep(set, queries, layer.k_dim, end_block_, read);
+        ++ranked_heads_;
       }
       const uint64_t cut = now_ns();
       spent_.cut_ns += static_cast<uint32_t>(cut - lap);
       write_head(index, head, read, to);
-      absent += heads_[layout_.resident_set(index, head)].absent;
+      absent += heads_[set].absent;
       const uint64_t written = now_ns();
       spent_.write_ns += static_cast<uint32_t>(written - cut);
       lap = written;
-      if (thread_recall().due(header.recall_every, ranked)) {
+      if (kept == nullptr && thread_recall().due(header.recall_every, ranked)) {
         add_recall(
             thread_recall().compare({view, layer, query, parts_.shape, options}, ranked, read));
         lap = now_ns();
       }
-      query += size_t{layer.queries_per_kv_head} * layer.k_dim;
+      query += queries.size();
     }
   }
   if (absent > 0 && parts_.fill) {
@@ -236,6 +248,7 @@ Result<Ranked> Ranker::work(const Request& request) {
     lap = now_ns();
   }
   Ranked result;
+  result.ranked_heads = ranked_heads_;
   publish(layers, version, result);
   spent_.write_ns += static_cast<uint32_t>(now_ns() - lap);
   result.spent = spent_;

@@ -16,6 +16,7 @@
 #include "ipc/shared_memory.h"
 #include "ipc/types/result.h"
 #include "kernels/head_ranker.h"
+#include "kernels/kept_reads.h"
 #include "kernels/rank_pages.h"
 #include "kernels/recall.h"
 #include "kernels/window_tables.h"
@@ -30,7 +31,8 @@ struct Ranked {
   uint32_t hits_nvme = 0;
   uint32_t misses = 0;
   uint32_t read_blocks = 0;
-  float unread_mass = 0.0F;  // mean over (layer, head)
+  uint32_t ranked_heads = 0;  // PrefetchRow::ranked_heads
+  float unread_mass = 0.0F;   // mean over (layer, head)
   struct Spent {
     uint32_t rank_ns = 0;
     uint32_t cut_ns = 0;
@@ -136,6 +138,8 @@ class Ranker {
     float unread_mass = 0.0F;
   };
   std::vector<HeadDone> heads_;
+  KeptReads kept_reads_;
+  uint32_t ranked_heads_ = 0;
   std::vector<Wanted> wanted_;
   std::unordered_map<uint64_t, uint64_t> asked_;  // chunks, by the version that asked last
   Ranked::Spent spent_;

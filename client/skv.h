@@ -474,6 +474,11 @@ typedef struct skv_window_options {
    * look nearby need fewer. NULL and 0: all have budget_blocks. Copied. */
   uint32_t head_budget_count; /* kv heads over all layers, or 0 */
   const uint32_t* head_budgets;
+  /* 0 to 1; above 0, on-change mode: a (layer, kv head) reads what it read before, and is not
+   * ranked, while no sentence was added and the cosine of each of its queries with the one that it
+   * was ranked by is at least this. Saves most of a prefetch; a query that is not this step's costs
+   * quality. */
+  float query_cosine;
 } skv_window_options;
 
 /* Where skv_prefetch ranks. In the client it does so in the calling thread, on vectors that the
@@ -523,15 +528,17 @@ typedef struct skv_prefetch_result {
   uint32_t hits_device; /* blocks that were there already */
   uint32_t hits_host;
   uint32_t hits_nvme;
-  uint32_t misses;      /* wanted, not there in time: unread */
-  uint32_t read_blocks; /* table entries of all (layer, head)s */
-  float unread_mass;    /* estimated share of attention of all that no table entry covers */
-  uint32_t daemon_us;   /* spent in the daemon; of it, in ns: */
-  int32_t status;       /* skv_prefetch_rows: of this row, SKV_OK or a code */
-  uint32_t rank_ns;     /* ranking, sum over the rows of the call, like the two that follow */
-  uint32_t cut_ns;      /* choosing */
-  uint32_t write_ns;    /* writing tables */
-  uint32_t daemon_ns;   /* daemon_us, finer */
+  uint32_t misses;       /* wanted, not there in time: unread */
+  uint32_t read_blocks;  /* table entries of all (layer, head)s */
+  float unread_mass;     /* estimated share of attention of all that no table entry covers */
+  uint32_t daemon_us;    /* spent in the daemon; of it, in ns: */
+  int32_t status;        /* skv_prefetch_rows: of this row, SKV_OK or a code */
+  uint32_t rank_ns;      /* ranking, sum over the rows of the call, like the two that follow */
+  uint32_t cut_ns;       /* choosing */
+  uint32_t write_ns;     /* writing tables */
+  uint32_t daemon_ns;    /* daemon_us, finer */
+  uint32_t ranked_heads; /* (layer, kv head)s that were ranked, all but what on-change mode kept */
+  uint32_t reserved;
 } skv_prefetch_result;
 
 /* Ranks and makes readable what matters to `query`, then publishes the tables of these layers.

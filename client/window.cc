@@ -124,7 +124,8 @@ Result<void> Window::attach_ranker(const WindowOpen& options,
                  static_cast<CutUnit>(options.cut),
                  options.coarse_blocks,
                  options.mass,
-                 options.head_budgets};
+                 options.head_budgets,
+                 options.query_cosine};
   parts.tables = tables_;
   SKV_TRY(mapped,
           MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));
@@ -279,7 +280,7 @@ Result<CompletionEntry> Window::rank_here(const SubmissionEntry& entry,
   row.misses = ranked.misses;
   row.read_blocks = ranked.read_blocks;
   row.unread_mass = ranked.unread_mass;
-  row.ranked = 1;
+  row.ranked_heads = ranked.ranked_heads;
   CompletionEntry done{};
   done.rank_ns = ranked.spent.rank_ns;
   done.cut_ns = ranked.spent.cut_ns;

@@ -56,6 +56,10 @@ Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
     return Error{ErrorCode::kInvalidArgument,
                  "mass is " + std::to_string(message.mass) + ", allowed is 0 to 1"};
   }
+  if (!(message.query_cosine >= 0.0F && message.query_cosine <= 1.0F)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "query_cosine is " + std::to_string(message.query_cosine) + ", allowed is 0 to 1"};
+  }
   if (Result<void> budgets = check_head_budgets(message, layout); !budgets.ok()) return budgets;
   uint64_t tables = kWindowHeaderBytes;
   for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
@@ -104,7 +108,8 @@ void window_open(Core& core, Session& session, const WindowOpen& message, const 
                           static_cast<CutUnit>(message.cut),
                           message.coarse_blocks,
                           message.mass,
-                          message.head_budgets};
+                          message.head_budgets,
+                          message.query_cosine};
   request.window.rank_in = static_cast<RankIn>(message.rank_in);
   request.sentences_max = core.config.session_context_tokens_max / kSentenceTokensMin + 1;
   core.feeds.open_window(std::move(request));

@@ -287,6 +287,10 @@ struct WindowOpen {
   // Ranked blocks of each (layer, kv head), layer by layer, none above budget_blocks; empty: all
   // have budget_blocks.
   std::vector<uint32_t> head_budgets = {};
+  // 0 to 1; above 0, on-change mode: a (layer, kv head) reads what it read before, and is not
+  // ranked, while no block was added and the cosine of each of its queries with the one that it was
+  // ranked by is at least this.
+  float query_cosine = 0.0F;
   SKV_FIELDS(context,
              budget_blocks,
              sink_blocks,
@@ -296,7 +300,8 @@ struct WindowOpen {
              coarse_blocks,
              rank_in,
              mass,
-             head_budgets)
+             head_budgets,
+             query_cosine)
 };
 // Descriptors: tables memfd (read-write); the window's slots (device tier), unless slots_in_host:
 // then slots are read in the host mapping of hello; where rank_in says that the client ranks, the

@@ -22,6 +22,7 @@ struct WindowShape {
   float mass = 0.0F;           // CutOptions::mass
   // Of each (layer, kv head), layer by layer, at most budget_blocks; empty: all have that.
   std::vector<uint32_t> head_budgets = {};
+  float query_cosine = 0.0F;  // kernels/kept_reads.h; 0: every prefetch ranks
 
   // `resident_set`: WindowLayout::resident_set(layer, head).
   CutOptions cut_options(uint32_t resident_set) const {

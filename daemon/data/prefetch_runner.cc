@@ -204,24 +204,37 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint32_t kv_head = prefetch.ranking.kv_head;
   const WindowShape& shape = window.layout().shape();
   const LayerDescriptor& layer = feed.model()->descriptor.layers[layer_index];
-  const RankResult ranked =
-      ranker_.rank(feed.view(layer_index, kv_head, prefetch.sentence_count), layer,
-                   prefetch.request.query.data() + prefetch.query_at, shape);
+  const uint32_t head = window.layout().resident_set(layer_index, kv_head);
+  const std::span<const float> queries =
+      std::span(prefetch.request.query)
+          .subspan(prefetch.query_at, size_t{layer.queries_per_kv_head} * layer.k_dim);
+  prefetch.query_at += queries.size();
+  KeptReads& kept_reads = window.kept_reads();
+  const ReadSet* kept = kept_reads.find(head, queries, layer.k_dim, prefetch.end_block);
+  if (kept != nullptr && !prefetch.request.guesses) {
+    prefetch.rank_ns += hooks_.now_ns() - start_ns;
+    place_head(prefetch, *kept);
+    return;
+  }
+  const RankView view = feed.view(layer_index, kv_head, prefetch.sentence_count);
+  const RankResult ranked = ranker_.rank(view, layer, queries.data(), shape);
   const uint64_t ranked_ns = hooks_.now_ns();
   // Arrives during the cut; ranking would have driven it out of the caches.
   if (!window.slots_in_host()) window.resident(layer_index, kv_head).warm();
-  const CutOptions options = shape.cut_options(window.layout().resident_set(layer_index, kv_head));
+  const CutOptions options = shape.cut_options(head);
   const ReadSet read = ranker_.cut(ranked, options);
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
   if (recall_.due(hooks_.recall_every, ranked)) {
-    const RankView view = feed.view(layer_index, kv_head, prefetch.sentence_count);
-    const float* queries = prefetch.request.query.data() + prefetch.query_at;
-    counters_.add_recall(recall_.compare({view, layer, queries, shape, options}, ranked, read));
+    counters_.add_recall(
+        recall_.compare({view, layer, queries.data(), shape, options}, ranked, read));
   }
   ahead_.collect(feed, layer_index, ranked, options, read.blocks);
-  prefetch.query_at += size_t{layer.queries_per_kv_head} * layer.k_dim;
+  if (!prefetch.request.guesses) {
+    kept_reads.keep(head, queries, layer.k_dim, prefetch.end_block, read);
+  }
+  ++prefetch.result.ranked_heads;
   place_head(prefetch, read);
 }
 
@@ -553,7 +566,6 @@ void PrefetchRunner::complete(Prefetch& prefetch) {
 void PrefetchRunner::counted(Prefetch& prefetch) {
   for (const ChunkRef& chunk : prefetch.from_nvme) residency_.settle(chunk);
   PrefetchRow& result = prefetch.result;
-  result.ranked = 1;
   result.bytes_moved = prefetch.bytes_moved;
   result.unread_mass = prefetch.unread_mass / static_cast<float>(prefetch.heads.size());
   DataCounters::add(counters_.prefetches, 1);

@@ -38,6 +38,9 @@ Result<std::unique_ptr<Window>> Window::create(const OpenWindow& options,
   window->memory_ = std::move(mapping).value();
   window->tables_ = WindowTables(layout, window->memory_.data());
   window->tables_.format(window->slots_bytes_);
+  if (!window->client_ranks()) {
+    window->kept_reads_ = KeptReads(options.shape.query_cosine, layout.resident_sets());
+  }
   if (!slots_in_host && !window->client_ranks()) {
     for (uint32_t set = 0; set < layout.resident_sets(); ++set) {
       window->residents_.emplace_back(options.shape.resident_blocks);

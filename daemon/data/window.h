@@ -13,6 +13,7 @@
 #include "ipc/layout/window.h"
 #include "ipc/shared_memory.h"
 #include "kernels/difference.h"
+#include "kernels/kept_reads.h"
 #include "kernels/window_tables.h"
 #include "tiers/slot_pool.h"
 
@@ -61,6 +62,7 @@ class Window {
   ResidentSet& resident(uint32_t layer, uint32_t head) {
     return residents_[layout_.resident_set(layer, head)];
   }
+  KeptReads& kept_reads() { return kept_reads_; }
   // From the slab's start.
   uint64_t slot_offset(uint32_t layer, uint32_t head, uint32_t slot) const {
     return layout_.slot_offset(layer, head, slot);
@@ -106,6 +108,7 @@ class Window {
   WindowLayout layout_;
   uint64_t slots_bytes_ = 0;
   std::vector<ResidentSet> residents_;
+  KeptReads kept_reads_;
   MappedMemory memory_;
   WindowTables tables_;
   uint64_t version_ = 0;       // last published

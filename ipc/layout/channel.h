@@ -78,7 +78,7 @@ struct PrefetchRow {
   uint32_t read_blocks;  // table entries, all (layer, head)s
   float unread_mass;  // estimated attention mass of what no table entry covers, mean over (layer,
                       // head)
-  uint32_t ranked;    // 1; 0 where an on-change window kept its read set (WindowOpen)
+  uint32_t ranked_heads;  // (layer, head)s that were ranked, all but what on-change mode kept
   uint32_t reserved[2];
 };
 static_assert(sizeof(PrefetchRow) == 64);

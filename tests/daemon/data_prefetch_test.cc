@@ -104,6 +104,50 @@ TEST_P(DataPrefetch, BudgetsOfHeadsAndMass) {
   EXPECT_TRUE(mass_ended_one);
 }
 
+// Goal: on-change mode reads again what it read, in tables of new versions, while the query is near
+// and nothing was added; the tables are the oracle's for the query that was ranked.
+TEST_P(DataPrefetch, OnChangeRanksWhatChanged) {
+  DataHarness harness(setup());
+  harness.add_sentences(12);
+  harness.open_feed();
+  harness.feed(0, 12);
+  OpenWindow options = harness.window_options();
+  options.shape.query_cosine = 0.9F;
+  const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
+  const std::unique_ptr<ClientChannel> channel = harness.open_channel();
+  uint64_t version = 0;
+  const auto prefetch = [&](const std::vector<float>& query) {
+    const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+    EXPECT_EQ(done.status, 0);
+    EXPECT_GT(done.version, version);
+    version = done.version;
+    return done.ranked_heads;
+  };
+  const auto expect_tables = [&](const std::vector<float>& query) {
+    for (uint32_t layer = 0; layer < 3; ++layer) {
+      EXPECT_EQ(reader->read(layer).version, version);
+      harness.expect_table(*reader, options, kAllLayers, query, layer);
+    }
+    reader->done(version);
+  };
+  const std::vector<float> first = harness.make_query(kAllLayers);
+  EXPECT_EQ(prefetch(first), 6U);
+  expect_tables(first);
+  std::vector<float> near = first;
+  for (float& value : near) value *= 2.0F;
+  near[0] += 0.01F;
+  EXPECT_EQ(prefetch(near), 0U);
+  expect_tables(first);
+  // One query of layer 1, head 0 turns away: that head is ranked alone.
+  for (size_t i = 0; i < 64; ++i) near[4 * 64 + i] = -near[4 * 64 + i];
+  EXPECT_EQ(prefetch(near), 1U);
+  reader->done(version);
+  harness.add_sentences(2);
+  harness.feed(12, 14);
+  EXPECT_EQ(prefetch(first), 6U);
+  expect_tables(first);
+}
+
 TEST_P(DataPrefetch, LayerByLayerKeepsOneVersionCounter) {
   DataHarness harness(setup());
   harness.add_sentences(6);

@@ -275,7 +275,7 @@ class Context:
         result = Record(nbytes=nbytes, host_chunks=count, nvme_chunks=0)
         return result if wait else Ticket(result)
 
-    def window(self, budget, sink_blocks=0, recent_blocks=0, resident_blocks=0):
+    def window(self, budget, sink_blocks=0, recent_blocks=0, resident_blocks=0, query_cosine=0.0):
         return Window(self, budget, sink_blocks, recent_blocks, resident_blocks)
 
     def close(self): ...
@@ -377,7 +377,7 @@ class Window:
                                           indptr=np.asarray(indptr, np.uint32), **arrays)
         return Record(version=self.version, covered_to=covered,
                       bytes_moved=moved * self.slot_unit_bytes, hits_device=hits, hits_host=moved,
-                      hits_nvme=0, misses=misses, read_blocks=indptr[-1],
+                      hits_nvme=0, misses=misses, read_blocks=indptr[-1], ranked_heads=self.heads,
                       unread_mass=1 - mass_read, daemon_us=0)
 
     def table(self, layer):

@@ -151,7 +151,7 @@ std::string channel() {
                  SKV_MEMBER(PrefetchRow, covered_to), SKV_MEMBER(PrefetchRow, hits_device),
                  SKV_MEMBER(PrefetchRow, hits_host), SKV_MEMBER(PrefetchRow, hits_nvme),
                  SKV_MEMBER(PrefetchRow, misses), SKV_MEMBER(PrefetchRow, read_blocks),
-                 SKV_MEMBER(PrefetchRow, unread_mass), SKV_MEMBER(PrefetchRow, ranked),
+                 SKV_MEMBER(PrefetchRow, unread_mass), SKV_MEMBER(PrefetchRow, ranked_heads),
                  SKV_MEMBER(PrefetchRow, reserved)})
       << '\n'
       << layout("CompletionEntry", sizeof(CompletionEntry),

@@ -113,7 +113,8 @@ class WindowOptions(Struct):
     _fields_ = [("size", c_uint32), ("budget_blocks", c_uint32), ("sink_blocks", c_uint32),
                 ("recent_blocks", c_uint32), ("resident_blocks", c_uint32), ("cut", c_uint32),
                 ("coarse_blocks", c_uint32), ("rank_in", c_uint32), ("mass", c_float),
-                ("head_budget_count", c_uint32), ("head_budgets", ctypes.POINTER(c_uint32))]
+                ("head_budget_count", c_uint32), ("head_budgets", ctypes.POINTER(c_uint32)),
+                ("query_cosine", c_float)]
 
 
 class WindowInfo(Struct):
@@ -134,7 +135,7 @@ class PrefetchResult(Struct):
                 ("hits_nvme", c_uint32), ("misses", c_uint32), ("read_blocks", c_uint32),
                 ("unread_mass", c_float), ("daemon_us", c_uint32), ("status", c_int32),
                 ("rank_ns", c_uint32), ("cut_ns", c_uint32), ("write_ns", c_uint32),
-                ("daemon_ns", c_uint32)]
+                ("daemon_ns", c_uint32), ("ranked_heads", c_uint32), ("reserved", c_uint32)]
 
 
 class Table(Struct):

@@ -243,7 +243,8 @@ class LoadResult(NamedTuple):
 
 class PrefetchResult(NamedTuple):
     """Counts are blocks over all (layer, kv head)s of the prefetch. The times are of the call in the
-    daemon: all of it, and of that ranking, choosing and writing tables."""
+    daemon: all of it, and of that ranking, choosing and writing tables. ranked_heads: (layer, kv
+    head)s, all but what on-change mode kept."""
 
     version: int
     covered_to: int
@@ -259,6 +260,7 @@ class PrefetchResult(NamedTuple):
     cut_ns: int
     write_ns: int
     daemon_ns: int
+    ranked_heads: int
 
 
 Values = TypeVar("Values", bound=NamedTuple)

@@ -44,8 +44,8 @@ class RankInTest(unittest.TestCase):
                     np.testing.assert_array_equal(a, b)
                 self.assertEqual(masses[layer], table.unread_mass)
             there.readers_done(two.version)
-            self.assertEqual((one.read_blocks, one.misses, one.covered_to, one.unread_mass),
-                             (two.read_blocks, two.misses, two.covered_to, two.unread_mass))
+            self.assertEqual((one.read_blocks, one.misses, one.covered_to, one.unread_mass, one.ranked_heads),
+                             (two.read_blocks, two.misses, two.covered_to, two.unread_mass, two.ranked_heads))
             results.append(one)
         return results
 
@@ -117,6 +117,16 @@ class RankInTest(unittest.TestCase):
             engine.context.window(10, head_budgets=[10, 11] + [0] * (heads - 2))
         with self.assertRaisesRegex(skv.InvalidArgumentError, r"mass is 2"):
             engine.context.window(10, mass=2.0)
+
+    def test_on_change(self) -> None:
+        daemon = self.start(device="none")
+        engine = self.engine(daemon, "on change", tokens=3000)
+        engine.put()
+        here = engine.context.window(10, rank_in=skv.RankIn.CLIENT, query_cosine=0.95)
+        there = engine.context.window(10, rank_in=skv.RankIn.DAEMON, query_cosine=0.95)
+        ranked = [result.ranked_heads for result in self.same(engine, here, there, [0, 0, 1, 1, 0])]
+        heads = LAYERS * HEADS
+        self.assertEqual(ranked, [heads, 0, heads, 0, heads])
 
     def test_a_context_that_grows_and_shares(self) -> None:
         daemon = self.start(device="none")

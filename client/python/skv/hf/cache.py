@@ -410,6 +410,7 @@ class SentenceCache(Cache):
         step.misses += result.misses
         step.bytes_moved += result.bytes_moved
         step.read_blocks += result.read_blocks
+        step.ranked_heads += result.ranked_heads
         step.unread_mass += result.unread_mass / self.geometry.layers
         return result
 
@@ -512,7 +513,8 @@ class SentenceCache(Cache):
             plan = self.read.plan(tokens, self.capacity, self.geometry.block_tokens)
             self._window = self._context.window(plan.budget, sink_blocks=plan.sinks,
                                                 recent_blocks=plan.recents,
-                                                resident_blocks=plan.resident)
+                                                resident_blocks=plan.resident,
+                                                query_cosine=self.read.on_change)
             self._plan = plan
             self._seen = None
         return self._window

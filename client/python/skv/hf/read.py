@@ -31,6 +31,8 @@ class Read:
     recents   last closed blocks, always read (the open tail comes on top, from the engine's memory)
     resident  slots kept by recency, as a multiple of the read set
     cold      a block that is on NVMe only: waited for up to `deadline` seconds, or left out
+    on_change above 0: a (layer, kv head) is not ranked again while its queries are within this cosine
+              of those it was ranked by and no sentence was added; costs quality
     guess     begin each layer's moves one layer early, from a guess of its query. What is read stays
               the same. None: if steps are faster with than without, tried every few hundred steps.
               Without effect where blocks are read where they lie
@@ -43,12 +45,15 @@ class Read:
     cold: skv.Cold = skv.Cold.WAIT
     deadline: float = 10.0
     guess: bool | None = None
+    on_change: float = 0.0
 
     def __post_init__(self) -> None:
         if self.blocks is None and not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], not {self.share}")
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"blocks must be at least 1, not {self.blocks}")
+        if not 0 <= self.on_change <= 1:
+            raise ValueError(f"on_change must be in [0, 1], not {self.on_change}")
         if self.sinks < 0 or self.recents < 0 or self.resident < 1:
             raise ValueError("sinks and recents must not be negative, resident at least 1")
 

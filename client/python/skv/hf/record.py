@@ -29,6 +29,7 @@ class Step:
     chunks_host: int = 0      # dense: where they came from
     chunks_nvme: int = 0
     read_blocks: int = 0      # table entries
+    ranked_heads: int = 0     # (layer, head)s that were ranked, all unless Read.on_change kept some
     unread_mass: float = 0.0  # mean over layers
     tail_tokens: int = 0      # read from the engine's own memory, behind the window
     read_sentences: Optional[np.ndarray] = None  # traced: (layer, head)s that read each sentence
