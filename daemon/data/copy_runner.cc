@@ -30,7 +30,6 @@ void CopyRunner::add(SessionId session, Task task) {
     queues_.splice(queues_.end(), spare_queues_, spare_queues_.begin());
     queue = std::prev(queues_.end());
     queue->session = session;
-    queue->credit = 0;
   }
   if (spare_jobs_.empty()) spare_jobs_.emplace_back();
   queue->jobs.splice(queue->jobs.end(), spare_jobs_, spare_jobs_.begin());
@@ -53,7 +52,6 @@ void CopyRunner::drop(SessionId session) {
   for (auto queue = queues_.begin(); queue != queues_.end(); ++queue) {
     if (queue->session != session) continue;
     while (!queue->jobs.empty()) end_job(*queue);
-    if (queue == queues_.begin()) turn_open_ = false;
     spare_queues_.splice(spare_queues_.end(), queues_, queue);
     break;
   }
@@ -67,39 +65,45 @@ size_t CopyRunner::count() const {
 }
 
 bool CopyRunner::run(uint64_t slice_end_ns) {
-  bool worked = false;
   while (!queues_.empty()) {
-    if (worked && hooks_.now_ns() >= slice_end_ns) return true;
-    Queue& queue = queues_.front();
-    if (!turn_open_) queue.credit += kTurnBytes;
-    turn_open_ = true;
-    if (queue.credit > 0) {
-      work(queue);
-      worked = true;
+    const auto queue = next_turn();
+    for (uint64_t served = 0; served < kTurnBytes && !queue->jobs.empty();) served += work(*queue);
+    if (queue->jobs.empty()) {
+      spare_queues_.splice(spare_queues_.end(), queues_, queue);
+    } else {
+      queues_.splice(queues_.end(), queues_, queue);
     }
-    if (queue.jobs.empty()) {
-      spare_queues_.splice(spare_queues_.end(), queues_, queues_.begin());
-      turn_open_ = false;
-    } else if (queue.credit <= 0) {  // what it used too much it pays in its next turns
-      queues_.splice(queues_.end(), queues_, queues_.begin());
-      turn_open_ = false;
-    }
+    if (hooks_.now_ns() >= slice_end_ns || hooks_.interrupted()) break;
   }
-  return false;
+  return !queues_.empty();
 }
 
-// One unit of the first job.
-void CopyRunner::work(Queue& queue) {
+std::list<CopyRunner::Queue>::iterator CopyRunner::next_turn() {
+  auto next = queues_.begin();
+  uint64_t least = UINT64_MAX;
+  for (auto queue = queues_.begin(); queue != queues_.end(); ++queue) {
+    const uint64_t served = fair_.served(queue->session);
+    if (served >= least) continue;
+    next = queue;
+    least = served;
+  }
+  fair_.chosen(next->session);
+  return next;
+}
+
+// One unit of the first job; returns what it cost.
+uint64_t CopyRunner::work(Queue& queue) {
   Job& job = queue.jobs.front();
   const Unit done = step(job);
-  queue.credit -= static_cast<int64_t>(done.cost_bytes);
-  if (!done.last) return;
-  queue.credit -= kTaskBytes;
+  const uint64_t cost = done.cost_bytes + (done.last ? kTaskBytes : 0);
+  fair_.serve(queue.session, cost);
+  if (!done.last) return cost;
   stores_done();
   DataCounters::add(counters_.tasks, 1);
   TaskDone result = std::move(job.result);
   end_job(queue);
   hooks_.done(std::move(result));
+  return cost;
 }
 
 CopyRunner::Unit CopyRunner::step(Job& job) {

@@ -10,6 +10,7 @@
 
 #include "daemon/data/copy_rows.h"
 #include "daemon/data/data_messages.h"
+#include "daemon/data/fair_turns.h"
 #include "daemon/data/open_sums.h"
 #include "daemon/data/statistics.h"
 #include "kernels/vectors.h"
@@ -19,10 +20,10 @@ namespace skv {
 // Copies between registered memories and host extents, and derives vectors, a small unit at a time
 // (one (sentence, layer, kv head), tens of KiB).
 //
-// Turns   tasks of one session run one after the other in their order. Sessions take turns by
-//         deficit round robin in bytes: each turn is worth kTurnBytes, each task costs kTaskBytes
-//         more than what it copies. So one that has many or large tasks queued delays another's by
-//         kTurnBytes and a unit, however much it has.
+// Turns   tasks of one session run one after the other in their order. Of the sessions the one is
+//         next that was served the fewest bytes (FairTurns), for kTurnBytes; each task costs
+//         kTaskBytes more than what it copies. So one that has many or large tasks queued delays
+//         another's small one by kTurnBytes and a unit, however much it has.
 // Sums    a put's checksums are made in the pass that copies, from what was written (OpenSums).
 // Memory  queues, jobs and sums are used again: steady work allocates what its task brings.
 // Thread  data thread.
@@ -33,6 +34,7 @@ class CopyRunner {
     std::function<uint64_t()> now_ns;
     std::function<ArenaView(SpaceId)> arena;
     std::function<void(TaskDone)> done;
+    std::function<bool()> interrupted;  // something came that may be more urgent
   };
   CopyRunner(Hooks hooks, DataCounters& counters) : hooks_(std::move(hooks)), counters_(counters) {}
 
@@ -49,10 +51,12 @@ class CopyRunner {
     add(session, std::move(task));
   }
 
-  static constexpr int64_t kTurnBytes = 64 * 1024;  // 5 to 10 us of copying
-  static constexpr int64_t kTaskBytes = 4 * 1024;
+  static constexpr uint64_t kTurnBytes = 64 * 1024;  // 5 to 10 us of copying
+  static constexpr uint64_t kTaskBytes = 4 * 1024;
+  static constexpr uint64_t kSavedBytes = 256 * 1024 + kTaskBytes;
 
-  // At least one unit, then more until the slice ends. True: there is more to do.
+  // At least one turn, then more until the slice ends or it is interrupted. True: there is more to
+  // do.
   bool run(uint64_t slice_end_ns);
   // Its tasks end without a word.
   void drop(SessionId session);
@@ -79,7 +83,6 @@ class CopyRunner {
   };
   struct Queue {
     SessionId session{};
-    int64_t credit = 0;  // bytes; below 0: a debt
     std::list<Job> jobs;
   };
   struct Unit {
@@ -89,7 +92,8 @@ class CopyRunner {
 
   template <typename Task>
   void add(SessionId session, Task task);
-  void work(Queue& queue);
+  std::list<Queue>::iterator next_turn();
+  uint64_t work(Queue& queue);
   void end_job(Queue& queue);
   Unit step(Job& job);
   Result<void> start(Job& job, const CopyTask& task);
@@ -105,8 +109,8 @@ class CopyRunner {
 
   Hooks hooks_;
   DataCounters& counters_;
-  std::list<Queue> queues_;  // the front's turn; none is empty
-  bool turn_open_ = false;   // the front has its credit for this turn
+  std::list<Queue> queues_;  // none is empty; who was served last is behind its equals
+  FairTurns fair_{kSavedBytes};
   std::list<Queue> spare_queues_;
   std::list<Job> spare_jobs_;
   OpenSums sums_;

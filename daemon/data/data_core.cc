@@ -70,7 +70,8 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
                },
                [this](TaskDone done) {
                  if (!puts_.copied(done)) emit(std::move(done));
-               }},
+               },
+               [this] { return ready(); }},
               counters),
       puts_({[this](CopyTask task) { copies_.add(std::move(task)); },
              [this](DeriveTask task) { copies_.add(std::move(task)); },

@@ -54,16 +54,11 @@ bool PrefetchRunner::run(uint64_t slice_end_ns) {
     const uint64_t begun_ns = hooks_.now_ns();
     work(*turn, std::min(slice_end_ns, begun_ns + kTurnNs));
     const uint64_t now_ns = hooks_.now_ns();
-    account_of(session).worked_ns += now_ns - begun_ns;
+    fair_.serve(session, now_ns - begun_ns);
     turn->turn = ++turns_;
     if (now_ns >= slice_end_ns) break;
   }
   put_away();
-  std::erase_if(accounts_, [&](const Account& account) {
-    return std::none_of(prefetches_.begin(), prefetches_.end(), [&](const auto& each) {
-      return each->window != nullptr && each->window->options().session == account.session;
-    });
-  });
   return std::any_of(prefetches_.begin(), prefetches_.end(),
                      [&](const auto& each) { return runnable(*each); });
 }
@@ -88,26 +83,19 @@ void PrefetchRunner::put_away() {
   prefetches_.resize(kept);
 }
 
-PrefetchRunner::Account& PrefetchRunner::account_of(SessionId session) {
-  for (Account& account : accounts_) {
-    if (account.session == session) return account;
-  }
-  return accounts_.emplace_back(Account{session, least_worked_ns_});
-}
-
 Prefetch* PrefetchRunner::next_turn() {
   Prefetch* next = nullptr;
-  uint64_t least_ns = 0;
+  uint64_t least = 0;
   for (const std::unique_ptr<Prefetch>& each : prefetches_) {
     if (each->stage == Stage::kQueued || !runnable(*each)) continue;
-    const uint64_t worked_ns = account_of(each->window->options().session).worked_ns;
-    const bool first = next == nullptr || worked_ns < least_ns ||
-                       (worked_ns == least_ns && each->turn < next->turn);
+    const uint64_t served = fair_.served(each->window->options().session);
+    const bool first =
+        next == nullptr || served < least || (served == least && each->turn < next->turn);
     if (!first) continue;
     next = each.get();
-    least_ns = worked_ns;
+    least = served;
   }
-  if (next != nullptr) least_worked_ns_ = least_ns;
+  if (next != nullptr) fair_.chosen(next->window->options().session);
   return next;
 }
 

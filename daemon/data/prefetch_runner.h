@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/data/fair_turns.h"
 #include "daemon/data/prefetch.h"
 #include "daemon/data/read_ahead.h"
 #include "daemon/data/statistics.h"
@@ -20,10 +21,10 @@ namespace skv {
 // A head's part of its table is written as soon as it is known where its blocks lie, while all that
 // is needed for it is at hand; a table becomes current when all of it is there.
 //
-// Turns   go to the session that was worked least, by the clock, since it last had nothing to do;
-//         inside it to the prefetch that waited longest. A turn is kTurnNs and the unit that is
-//         being done (one (layer, kv head), one layer's tables): so a session with many or large
-//         prefetches takes half of the time from another, not more.
+// Turns   go to the session that was worked least, by the clock (FairTurns); inside it to the
+//         prefetch that waited longest. A turn is kTurnNs and the unit that is being done (one
+//         (layer, kv head), one layer's tables): so a session with many or large prefetches takes
+//         half of the time from another, not more.
 //
 // A guess ends where the others publish: what it moved lies in slots, first to be given up again,
 // and the prefetch that confirms it finds it there.
@@ -81,12 +82,6 @@ class PrefetchRunner {
     std::vector<ExtentLease> leases;
   };
 
-  // What one session was worked, on a clock that stands while it has nothing to do.
-  struct Account {
-    SessionId session{};
-    uint64_t worked_ns = 0;
-  };
-  Account& account_of(SessionId session);
   Prefetch* next_turn();
   bool runnable(const Prefetch& prefetch) const;
   void work(Prefetch& prefetch, uint64_t slice_end_ns);
@@ -133,8 +128,7 @@ class PrefetchRunner {
   DataCounters& counters_;
   std::vector<std::unique_ptr<Prefetch>> prefetches_;  // in order of arrival
   std::vector<std::unique_ptr<Prefetch>> spare_;       // done, kept for their memory
-  std::vector<Account> accounts_;                      // of sessions with prefetches
-  uint64_t least_worked_ns_ = 0;                       // where a new account begins
+  FairTurns fair_{0};  // what one may save, the others' prefetches would wait for
   uint64_t turns_ = 0;
   std::unordered_map<uint64_t, Batch> batches_;  // by ticket
   HeadRanker ranker_;
