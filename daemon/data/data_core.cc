@@ -53,7 +53,7 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
           {[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
            [this](const Prefetch& prefetch) { complete(prefetch); },
            [this](SpaceId space, const ChunkRef& chunk, bool urgent) { ask(space, chunk, urgent); },
-           options_.recall_every},
+           options_.recall_every, [this] { return ready(); }},
           pool,
           residency_,
           counters),
@@ -93,8 +93,9 @@ uint64_t DataCore::step() {
   poll_pool();
   bool more = take_submissions();
   more |= feed_slice(now_ns() + slice_ns);
-  // One turn: a prefetch that came meanwhile does not wait for the others' whole slice.
-  more |= prefetches_.run(now_ns() + PrefetchRunner::kTurnNs);
+  // Copies that wait take every other turn.
+  const bool copies_wait = copies_.count() > 0;
+  more |= prefetches_.run(now_ns() + (copies_wait ? PrefetchRunner::kTurnNs : slice_ns));
   fills_.run();
   more |= copies_.run(now_ns() + copy_slice_ns);
   answer_loop();

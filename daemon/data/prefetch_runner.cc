@@ -56,7 +56,7 @@ bool PrefetchRunner::run(uint64_t slice_end_ns) {
     const uint64_t now_ns = hooks_.now_ns();
     fair_.serve(session, now_ns - begun_ns);
     turn->turn = ++turns_;
-    if (now_ns >= slice_end_ns) break;
+    if (now_ns >= slice_end_ns || hooks_.interrupted()) break;
   }
   put_away();
   return std::any_of(prefetches_.begin(), prefetches_.end(),

@@ -43,7 +43,8 @@ class PrefetchRunner {
     std::function<PoolTicket()> next_ticket;
     std::function<void(const Prefetch&)> complete;  // `result` and the times are final
     std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
-    uint32_t recall_every = 0;  // RecallSampler::due
+    uint32_t recall_every = 0;          // RecallSampler::due
+    std::function<bool()> interrupted;  // something came that may be more urgent
   };
   PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
       : hooks_(std::move(hooks)),
@@ -56,7 +57,8 @@ class PrefetchRunner {
   // window.
   PrefetchRequest& add(std::shared_ptr<Window> window, uint64_t deadline_ns);
 
-  // Works until the slice ends or nothing can go on. True: there is more to do at once.
+  // A turn, then more until the slice ends, it is interrupted or nothing can go on. True: there is
+  // more to do at once.
   bool run(uint64_t slice_end_ns);
   // When something has to be done though nothing happened; UINT64_MAX: never.
   uint64_t next_deadline_ns() const;

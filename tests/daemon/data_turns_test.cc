@@ -15,6 +15,7 @@ class PrefetchTurns : public ::testing::Test {
   static constexpr SessionId kModest{10};
   static constexpr SessionId kGreedy{11};
   static constexpr uint32_t kGreedyWindows = 8;
+  static constexpr uint64_t kTickNs = 2'000;
 
   PrefetchTurns() : harness_(setup()) {
     harness_.add_sentences(20);
@@ -36,7 +37,7 @@ class PrefetchTurns : public ::testing::Test {
       const uint64_t begun = harness_.core().now_ns();
       ask(0, {1, 1});
       while (ends_[0].in_flight) step(greedy);
-      times.push_back(harness_.core().now_ns() - begun);
+      times.push_back(ends_[0].ended_ns - begun);
       while (
           std::any_of(ends_.begin(), ends_.end(), [](const End& end) { return end.in_flight; })) {
         step();
@@ -51,11 +52,12 @@ class PrefetchTurns : public ::testing::Test {
     std::unique_ptr<WindowReader> window;
     std::unique_ptr<ClientChannel> channel;
     bool in_flight = false;
+    uint64_t ended_ns = 0;  // the last one
   };
 
   static HarnessSetup setup() {
     HarnessSetup setup;
-    setup.tick_ns = 2'000;
+    setup.tick_ns = kTickNs;
     return setup;
   }
   void open(SessionId session, uint32_t index) {
@@ -84,6 +86,7 @@ class PrefetchTurns : public ::testing::Test {
       if (!done) continue;
       ASSERT_EQ(done->status, 0);
       ends_[i].in_flight = false;
+      ends_[i].ended_ns = done->entry.taken_ns + done->entry.daemon_ns;
       ends_[i].window->done(done->version);
       if (again && i > 0) ask(i, {0, 3});
     }
@@ -101,7 +104,9 @@ TEST_F(PrefetchTurns, AGreedySessionDoublesAnothersPrefetchAtMost) {
   const uint64_t beside = longest_ns(true);
   // The turn that is under way when it comes: its time, and the unit that it was in.
   const uint64_t turn = PrefetchRunner::kTurnNs + 40'000;
-  EXPECT_LE(beside, 2 * alone + turn) << "alone: " << alone;
+  // Taking and beginning the others' submissions: this clock is slow for what only looks at it.
+  const uint64_t beginning = kGreedyWindows * 8 * kTickNs;
+  EXPECT_LE(beside, 2 * alone + turn + beginning) << "alone: " << alone;
   EXPECT_GT(beside, alone) << "they do share";
 }
 
