@@ -51,7 +51,7 @@ struct Config {
 
   uint32_t sessions_max = 128;
   uint32_t session_contexts_max = 64;
-  uint32_t session_windows_max = 16;
+  uint32_t session_windows_max = 64;  // SKV_PREFETCH_ROWS_MAX rows of a batch
   uint32_t session_memories_max = 64;
   uint32_t session_channels_max = 64;
   uint32_t session_requests_max = 256;
