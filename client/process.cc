@@ -12,7 +12,7 @@ namespace {
 // A page that the kernel empties in each child, however it was forked. Null: no such page to be
 // had.
 std::atomic<pid_t>* remembered() {
-  static std::atomic<pid_t>* const page = []() -> std::atomic<pid_t>* {
+  static std::atomic<pid_t>* const kPage = []() -> std::atomic<pid_t>* {
     const auto bytes = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
     void* const memory =
         ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -23,7 +23,7 @@ std::atomic<pid_t>* remembered() {
     }
     return new (memory) std::atomic<pid_t>(0);
   }();
-  return page;
+  return kPage;
 }
 
 }  // namespace

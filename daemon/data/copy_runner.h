@@ -51,9 +51,9 @@ class CopyRunner {
     add(session, std::move(task));
   }
 
-  static constexpr uint64_t kTurnBytes = 64 * 1024;  // 5 to 10 us of copying
-  static constexpr uint64_t kTaskBytes = 4 * 1024;
-  static constexpr uint64_t kSavedBytes = 256 * 1024 + kTaskBytes;
+  static constexpr uint64_t kTurnBytes = 64ULL * 1024;  // 5 to 10 us of copying
+  static constexpr uint64_t kTaskBytes = 4ULL * 1024;
+  static constexpr uint64_t kSavedBytes = 256ULL * 1024 + kTaskBytes;
 
   // At least one turn, then more until the slice ends or it is interrupted. True: there is more to
   // do.
