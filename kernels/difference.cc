@@ -80,7 +80,7 @@ Difference ResidentSet::difference(std::span<const uint32_t> wanted,
     miss_count += slots_[i] == kNoSlot ? 1 : 0;
   }
   const uint32_t victim_count =
-      miss_count == 0 ? 0 : choose_victims(wanted.size(), miss_count, version, readers_done);
+      miss_count == 0 ? 0 : choose_victims(wanted.size(), miss_count, {version, readers_done});
 
   Difference result;
   result.slots = {slots_.data(), wanted.size()};
@@ -93,8 +93,7 @@ Difference ResidentSet::difference(std::span<const uint32_t> wanted,
 // The least recently read of the slots that the last difference did not want.
 uint32_t ResidentSet::choose_victims(size_t wanted_count,
                                      uint32_t count_max,
-                                     uint64_t version,
-                                     uint64_t readers_done) {
+                                     const Versions& versions) {
   if (++stamp_ == 0) {
     std::fill(wanted_mark_.begin(), wanted_mark_.end(), 0U);
     stamp_ = 1;
@@ -106,8 +105,9 @@ uint32_t ResidentSet::choose_victims(size_t wanted_count,
   for (uint32_t slot = 0; slot < slot_count(); ++slot) {
     if (wanted_mark_[slot] == stamp_ || filling_[slot] != 0) continue;
     // In the current table and not wanted: this version will be the first without it.
-    const uint64_t absent_from = absent_from_[slot] == kReadNow ? version : absent_from_[slot];
-    if (absent_from != 0 && readers_done + 1 < absent_from) continue;
+    const uint64_t absent_from =
+        absent_from_[slot] == kReadNow ? versions.making : absent_from_[slot];
+    if (absent_from != 0 && versions.readers_done + 1 < absent_from) continue;
     victims_[candidate_count++] = slot;
   }
   const auto older = [this](uint32_t a, uint32_t b) {

@@ -72,10 +72,11 @@ class ResidentSet {
 
  private:
   void settle();
-  uint32_t choose_victims(size_t wanted_count,
-                          uint32_t count_max,
-                          uint64_t version,
-                          uint64_t readers_done);
+  struct Versions {
+    uint64_t making = 0;
+    uint64_t readers_done = 0;
+  };
+  uint32_t choose_victims(size_t wanted_count, uint32_t count_max, const Versions& versions);
   uint32_t bucket_of(uint32_t block) const;
   void insert(uint32_t block, uint32_t slot);
   void remove(uint32_t block);
