@@ -311,6 +311,7 @@ class Ranking {
 
 std::span<const RankResult> rank_with(const RankOps& ops,
                                       const FlatOps& flat_ops,
+                                      const SketchOps& sketch_ops,
                                       const RankView& view,
                                       const RankQuery& query,
                                       const RankOptions& options,
@@ -318,7 +319,7 @@ std::span<const RankResult> rank_with(const RankOps& ops,
   const uint64_t queries = uint64_t{query.query_count} * query.row_count;
   SKV_CHECK(queries >= 1 && queries <= kRankQueriesMax, "1 to 64 queries in a call");
   const FloatEnvironment environment;
-  const RankCall call{ops, flat_ops, view, query, options, scratch};
+  const RankCall call{ops, flat_ops, sketch_ops, view, query, options, scratch};
   if (is_flat(view.kind)) {
     rank_flat(call);
   } else {
@@ -370,7 +371,8 @@ RankResult rank_simd(const RankView& view,
                      const RankQuery& query,
                      const RankOptions& options,
                      RankScratch& scratch) {
-  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch).front();
+  return rank_with(simd_ops(), simd_flat_ops(), simd_sketch_ops(), view, query, options, scratch)
+      .front();
 }
 
 RankResult rank(const RankView& view,
@@ -391,14 +393,15 @@ std::span<const RankResult> rank_rows(const RankView& view,
                                       const RankQuery& query,
                                       const RankOptions& options,
                                       RankScratch& scratch) {
-  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch);
+  return rank_with(simd_ops(), simd_flat_ops(), simd_sketch_ops(), view, query, options, scratch);
 }
 
 std::span<const RankResult> rank_rows_reference(const RankView& view,
                                                 const RankQuery& query,
                                                 const RankOptions& options,
                                                 RankScratch& scratch) {
-  return rank_with(reference_ops(), reference_flat_ops(), view, query, options, scratch);
+  return rank_with(reference_ops(), reference_flat_ops(), reference_sketch_ops(), view, query,
+                   options, scratch);
 }
 
 }  // namespace skv

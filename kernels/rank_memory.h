@@ -6,6 +6,7 @@
 
 #include "kernels/rank.h"
 #include "kernels/rank_ops.h"
+#include "kernels/sketch.h"
 
 namespace skv {
 
@@ -22,6 +23,7 @@ T* room(std::vector<T>& memory, size_t count) {
 struct RankCall {
   const RankOps& ops;
   const FlatOps& flat_ops;
+  const SketchOps& sketch_ops;
   const RankView& view;
   const RankQuery& query;
   const RankOptions& options;
@@ -38,5 +40,11 @@ struct RankCall {
 
 // Flat kinds: scan, then one result per row in scratch.results.
 void rank_flat(const RankCall& call);
+
+// Whether only the best blocks are asked for, and it pays to look for them alone.
+bool wants_best(const RankCall& call);
+// One result per row in scratch.results. Returns a bit for each row whose result is not certain to
+// hold what a full scan finds: there is none for it.
+uint64_t rank_best(const RankCall& call);
 
 }  // namespace skv

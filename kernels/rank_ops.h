@@ -46,9 +46,14 @@ struct FineJob {
 
 // Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
 struct FlatQueries {
-  const float* first = nullptr;    // kMinMax: the part above 0; else the query
-  const float* second = nullptr;   // kMinMax: the part below 0; kBox: magnitudes
-  const int16_t* steps = nullptr;  // kInt8, kInt4: the query in steps
+  const float* first = nullptr;   // kMinMax: the part above 0; else the query
+  const float* spread = nullptr;  // kinds with dot_of_halves: the query as spread_query leaves it
+  const float* second = nullptr;  // kMinMax: the part below 0; kBox: magnitudes
+  // kInt8, kInt4: the query in steps, [query][2][k_dim]: kInt8 128 * the first + the second, kInt4
+  // the first; and what is to be added to their sums, [query][2], for values that are stored as
+  // value + 128 or value + 8.
+  const int8_t* steps = nullptr;
+  const int32_t* offsets = nullptr;
   const float* factors = nullptr;  // [query]: kInt8, kInt4: what a step stands for; kBall: length
 };
 
@@ -66,8 +71,13 @@ struct FlatJob {
   float* maxima = nullptr;  // [query]: made larger
 };
 
-inline constexpr uint32_t kFlatSteps = 8191;  // of a query's largest channel: kInt8, kInt4
-inline constexpr uint32_t kFlatRoom = 256;    // logits behind the last of a query
+inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
+inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
+inline constexpr uint32_t kFlatRoom = 256;     // logits behind the last of a query
+
+// Every 4 channels of a query as often as a vector of 16 lanes holds them.
+inline constexpr uint32_t kQuerySpread = 4;
+void spread_query(const float* query, uint32_t k_dim, float* to);
 
 struct FlatOps {
   void (*scan)(const FlatJob& job);
@@ -98,5 +108,9 @@ const RankOps& reference_ops();
 const RankOps& simd_ops();  // of the target that is chosen now; reference_ops() without fma
 const FlatOps& reference_flat_ops();
 const FlatOps& simd_flat_ops();
+
+// The dot product of a query with run `lane` of a tile of 16-bit values, as it is defined.
+float dot_of_halves(
+    const std::byte* tile, uint32_t lane, uint32_t k_dim, bool bfloat, const float* query);
 
 }  // namespace skv

@@ -1,0 +1,168 @@
+#include "kernels/sketch.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "ipc/layout/half.h"
+#include "kernels/flat_pages.h"
+#include "kernels/float_environment.h"
+#include "kernels/rank_math.h"
+#include "kernels/rank_ops.h"
+
+namespace skv {
+namespace {
+
+// Channels outside have no scale or step: products of what is inside neither overflow nor become
+// subnormal.
+constexpr float kLeast = 0x1p-40F;
+constexpr float kMost = 0x1p40F;
+// A residual is at least this, so that the 2^-12 by which SketchQuery::length is too long covers
+// what is lost to subnormal numbers.
+constexpr double kResidualMin = 0x1p-60;
+constexpr double kUp = 1.0 + 0x1p-20;  // more than the rounding of a root of 1024 squares
+
+// Smallest bf16 >= value, for value >= 0; infinity beyond the largest.
+uint16_t bfloat_up(double value) {
+  auto single = static_cast<float>(value);
+  if (static_cast<double>(single) < value) single = std::nextafter(single, HUGE_VALF);
+  return static_cast<uint16_t>((std::bit_cast<uint32_t>(single) + 0xFFFFU) >> 16);
+}
+float float_up(double value) {
+  const auto single = static_cast<float>(value);
+  return static_cast<double>(single) < value ? std::nextafter(single, HUGE_VALF) : single;
+}
+
+// Nearest even, held in -127..127.
+float steps_of(float value) {
+  return (std::clamp(value, -127.0F, 127.0F) + kRoundMagic) - kRoundMagic;
+}
+
+void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof value); }
+uint16_t load_u16(const std::byte* at) {
+  uint16_t value = 0;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+void append_sketch(
+    std::byte* sketch, const SketchLayout& at, uint32_t run, const std::byte* values, bool bfloat) {
+  const FloatEnvironment environment;
+  const uint32_t lane = run % kTileRuns;
+  std::byte* tile = sketch + size_t{run / kTileRuns} * at.tile_bytes();
+  std::byte* scale_at = sketch + at.scales() + size_t{run} * 2;
+  std::byte* residual_at = sketch + at.residuals() + size_t{run} * 2;
+  std::byte* length_at = sketch + at.lengths() + size_t{run} * 2;
+  if (lane == 0) {
+    std::memset(tile, 128, at.tile_bytes());
+    for (std::byte* array : {scale_at, residual_at, length_at}) {
+      std::memset(array, 0, size_t{2} * kTileRuns);
+    }
+  }
+  const auto value_of = [&](uint32_t d) {
+    const uint16_t bits = load_u16(values + size_t{2} * d);
+    return bfloat ? bfloat_to_float(bits) : half_to_float(bits);
+  };
+  float largest = 0.0F;
+  for (uint32_t d = 0; d < at.k_dim; ++d) {
+    const float value = value_of(d);
+    if (!std::isfinite(value)) return;
+    largest = std::max(largest, std::fabs(value));
+  }
+  uint16_t scale_bits = 0;
+  if (largest >= kLeast && largest <= kMost) scale_bits = bfloat_up(double{largest} / 127.0);
+  const float scale = bfloat_to_float(scale_bits);
+  const float per_scale = scale_bits == 0 ? 0.0F : 1.0F / scale;
+  double residual = 0.0;
+  double length = 0.0;
+  for (uint32_t d = 0; d < at.k_dim; ++d) {
+    const float value = value_of(d);
+    const float steps = steps_of(value * per_scale);
+    const double product = double{scale} * double{steps};
+    const double left = double{value} - product;
+    residual += left * left;
+    length += product * product;
+    tile[(size_t{d / 4} * kTileRuns + lane) * 4 + d % 4] =
+        static_cast<std::byte>(static_cast<int>(steps) + 128);
+  }
+  store_u16(scale_at, scale_bits);
+  store_u16(residual_at, bfloat_up(std::max(std::sqrt(residual) * kUp, kResidualMin)));
+  store_u16(length_at, bfloat_up(std::sqrt(length) * kUp));
+}
+
+bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to) {
+  float largest = 0.0F;
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    if (!std::isfinite(query[d])) return false;
+    largest = std::max(largest, std::fabs(query[d]));
+  }
+  if (!(largest >= kLeast && largest <= kMost)) return false;
+  const float per_step = 127.0F / largest;
+  to.step = largest / 127.0F;
+  double length = 0.0;
+  double residual = 0.0;
+  int32_t sum = 0;
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    const float whole = steps_of(query[d] * per_step);
+    steps[d] = static_cast<int8_t>(whole);
+    sum += steps[d];
+    const double left = double{query[d]} - double{to.step} * double{whole};
+    residual += left * left;
+    length += double{query[d]} * double{query[d]};
+  }
+  length = std::sqrt(length) * kUp;
+  residual = std::sqrt(residual) * kUp;
+  // Per unit of |q| |x|, the logit's sum of fp32 products is off by at most k_dim * 2^-24 (and a
+  // little), the bound's own operations by 2^-22: twice that is added.
+  constexpr double kMargin = 1.0 + 0x1p-12;
+  to.length = float_up(length * kMargin);
+  to.error = float_up(residual * kMargin + length * (k_dim + 16.0) * 0x1p-23);
+  to.offset = -128 * sum;
+  return true;
+}
+
+namespace {
+
+void bounds(const SketchJob& job) {
+  for (uint32_t query = 0; query < job.query_count; ++query) {
+    const int8_t* steps = job.steps + size_t{query} * job.at.k_dim;
+    const SketchQuery& of = job.queries[query];
+    for (uint32_t run = 0; run < job.run_count; ++run) {
+      const std::byte* tile = job.sketch + size_t{run / kTileRuns} * job.at.tile_bytes();
+      int32_t sum = of.offset;
+      for (uint32_t d = 0; d < job.at.k_dim; ++d) {
+        sum += steps[d] *
+               static_cast<int>(tile[(size_t{d / 4} * kTileRuns + run % kTileRuns) * 4 + d % 4]);
+      }
+      const auto at = [&](uint32_t array) {
+        return bfloat_to_float(load_u16(job.sketch + array + size_t{run} * 2));
+      };
+      const float error =
+          std::fma(at(job.at.lengths()), of.error, at(job.at.residuals()) * of.length);
+      const float bound = static_cast<float>(sum) * (at(job.at.scales()) * of.step) + error;
+      job.bounds[query * job.stride + run] = bound;
+      job.maxima[query] = std::max(job.maxima[query], bound);
+    }
+  }
+}
+
+void logits(const PieceJob& job) {
+  for (size_t i = 0; i < job.count; ++i) {
+    for (uint32_t lane = 0; lane < kPieceRuns; ++lane) {
+      job.logits[i * kPieceRuns + lane] = clean_logit(
+          dot_of_halves(job.pieces[i], lane, job.k_dim, job.kind == IndexKind::kBf16, job.query));
+    }
+  }
+}
+
+}  // namespace
+
+const SketchOps& reference_sketch_ops() {
+  static constexpr SketchOps kOps = {bounds, logits};
+  return kOps;
+}
+
+}  // namespace skv
