@@ -13,8 +13,10 @@ namespace {
 // Roundings on the way from two logits to two scores, of fp32 numbers of up to 125, cannot turn
 // masses round that are this far apart.
 constexpr float kMassMargin = 1.0F - 0x1p-12F;
-// Scores are masses times a common factor, whose rounding may make two equal that are closer.
+// Scores are masses times a common factor, whose rounding may make two equal that are closer. If
+// the masses are not beside the same largest logit as a full scan's, that rounds them too.
 constexpr float kScoreMargin = 0x1p-21F;
+constexpr float kOtherMaxMargin = 0x1p-15F;
 constexpr float kMassMin = 0x1p-90F;  // below, of the largest: scores might be subnormal, or 0
 // Above this share of the blocks, a full scan is as fast.
 constexpr uint32_t kBlocksPerCandidate = 4;
@@ -38,14 +40,14 @@ class BestRow {
   // to be what a full scan finds.
   bool run(float* bounds, float largest, RankResult& result) {
     if (!(largest <= kLogitMax)) return false;
-    spread_query(query_, view_.k_dim, s_.query_spread.data());
+    spread_query(query_, view_.k_dim, first_line(s_.query_spread));
     call_.flat_ops.masses(bounds, largest, view_.end_block * runs_, runs_, run_tokens());
     const uint32_t guessed = guess(bounds);
     const float threshold = least_of_guessed(guessed, largest) * kMassMargin;
     if (!(threshold >= kMassMin * run_tokens())) return false;
     if (!list_candidates(bounds, threshold)) return false;
     join_logits(guessed);
-    return finish(bounds, largest, result);
+    return finish(bounds, largest, threshold, result);
   }
 
  private:
@@ -111,14 +113,15 @@ class BestRow {
         });
   }
 
-  bool finish(float* bounds, float largest, RankResult& result) {
+  bool finish(float* bounds, float largest, float threshold, RankResult& result) {
     float* logits = s_.candidate_logits.data();
     const uint32_t count = row_.block_count;
-    // The run of the largest logit is among them: its bound is above all others' logits.
     const float max = *std::max_element(logits, logits + size_t{count} * runs_);
     if (max == kLogitNone || max - largest < kExp2Min) return false;
+    // A block with a larger one would be here. Where a run is a block, that is always so.
+    const bool is_max = exp2_of(max - largest) * run_tokens() * kMassMargin >= threshold;
     const float sum = call_.flat_ops.masses(logits, max, count * runs_, runs_, run_tokens());
-    if (!order_is_certain(logits + std::min(first_, count))) return false;
+    if (!order_is_certain(logits + first_, is_max ? kScoreMargin : kOtherMaxMargin)) return false;
     const float rest = rest_of(bounds) / exp2_of(max - largest);
     const float total = sum + rest;
     const float factor = RankCall::share_factor(max, total);
@@ -141,13 +144,14 @@ class BestRow {
 
   // No mass but an equal one is so near the last that is taken that rounding the scores of a full
   // scan might turn to the index instead.
-  bool order_is_certain(const float* masses) {
+  bool order_is_certain(const float* masses, float margin) {
     const std::span<const float> ranked{masses, candidates_};
     const uint32_t taken = select_largest(ranked, call_.options.best_blocks, s_.select);
     float last = masses[s_.select.chosen[0]];
     for (uint32_t i = 1; i < taken; ++i) last = std::min(last, masses[s_.select.chosen[i]]);
-    return last >= kMassMin && std::none_of(ranked.begin(), ranked.end(), [last](float mass) {
-             return mass != last && std::abs(mass - last) <= last * kScoreMargin;
+    return last >= kMassMin &&
+           std::none_of(ranked.begin(), ranked.end(), [last, margin](float mass) {
+             return mass != last && std::abs(mass - last) <= last * margin;
            });
   }
 
@@ -195,7 +199,7 @@ class BestRow {
     job.kind = view_.kind;
     job.k_dim = view_.k_dim;
     job.query = query_;
-    job.spread = s_.query_spread.data();
+    job.spread = first_line(s_.query_spread);
     job.logits = logits;
     const auto flush = [&] {
       call_.sketch_ops.logits(job);

@@ -102,11 +102,11 @@ FlatQueries prepare_queries(const RankCall& call) {
         break;
     }
     if (has_halves(call.view.kind)) {
-      spread_query(first, k_dim, s.query_spread.data() + size_t{q} * k_dim * kQuerySpread);
+      spread_query(first, k_dim, first_line(s.query_spread) + size_t{q} * k_dim * kQuerySpread);
     }
   }
-  return {s.query.data(),       s.query_spread.data(),  s.query_square.data(),
-          s.query_steps.data(), s.query_offsets.data(), s.query_factors.data()};
+  return {s.query.data(),       first_line(s.query_spread), s.query_square.data(),
+          s.query_steps.data(), s.query_offsets.data(),     s.query_factors.data()};
 }
 
 uint32_t runs_per_block(const RankView& view) { return view.block_tokens / view.run_tokens; }
@@ -184,7 +184,7 @@ void RankScratch::reserve_flat(uint32_t block_total,
   const size_t queries = size_t{query_count} * row_count;
   room(query, queries * k_dim);
   room(query_square, queries * k_dim);
-  room(query_spread, queries * k_dim * kQuerySpread);
+  room(query_spread, queries * k_dim * kQuerySpread + 16);
   room(query_steps, queries * 2 * k_dim);
   room(query_offsets, queries * 2);
   room(query_factors, queries);
@@ -210,7 +210,7 @@ void RankScratch::reserve_best(uint32_t block_total,
                                uint32_t k_dim,
                                uint32_t row_count) {
   room(query, size_t{row_count} * k_dim);
-  room(query_spread, size_t{row_count} * k_dim * kQuerySpread);
+  room(query_spread, size_t{row_count} * k_dim * kQuerySpread + 16);
   room(query_steps, size_t{row_count} * k_dim);
   room(logits, row_count * (size_t{run_total} + kFlatRoom));
   room(maxima, row_count);

@@ -19,6 +19,13 @@ T* room(std::vector<T>& memory, size_t count) {
   return memory.data();
 }
 
+// Of a vector with room for 16 more: where its first cache line begins. Loads of whole lines that
+// are not aligned are two.
+inline float* first_line(std::vector<float>& memory) {
+  const auto at = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (64 - at % 64) % 64 / sizeof(float);
+}
+
 // One call: what it reads and where it works. Borrowed.
 struct RankCall {
   const RankOps& ops;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "ipc/identity/model.h"
 #include "ipc/layout/half.h"
 #include "kernels/flat_pages.h"
 #include "kernels/float_environment.h"
@@ -21,7 +22,9 @@ constexpr float kMost = 0x1p40F;
 // A residual is at least this, so that the 2^-12 by which SketchQuery::length is too long covers
 // what is lost to subnormal numbers.
 constexpr double kResidualMin = 0x1p-60;
-constexpr double kUp = 1.0 + 0x1p-20;  // more than the rounding of a root of 1024 squares
+// More than the rounding of a root of a sum of 1024 squares in fp32, of numbers rounded once
+// before.
+constexpr double kUp = 1.0 + 0x1p-12;
 
 // Smallest bf16 >= value, for value >= 0; infinity beyond the largest.
 uint16_t bfloat_up(double value) {
@@ -62,35 +65,33 @@ void append_sketch(
       std::memset(array, 0, size_t{2} * kTileRuns);
     }
   }
-  const auto value_of = [&](uint32_t d) {
-    const uint16_t bits = load_u16(values + size_t{2} * d);
-    return bfloat ? bfloat_to_float(bits) : half_to_float(bits);
-  };
-  float largest = 0.0F;
+  uint16_t halves[kHeadDimMax];
+  std::memcpy(halves, values, size_t{2} * at.k_dim);
+  std::fill_n(halves + at.k_dim, (16 - at.k_dim % 16) % 16, uint16_t{0});
+  uint16_t magnitude = 0;
   for (uint32_t d = 0; d < at.k_dim; ++d) {
-    const float value = value_of(d);
-    if (!std::isfinite(value)) return;
-    largest = std::max(largest, std::fabs(value));
+    magnitude = std::max(magnitude, static_cast<uint16_t>(halves[d] & 0x7FFFU));
   }
+  if (magnitude >= (bfloat ? 0x7F80U : 0x7C00U)) return;
+  const float largest = bfloat ? bfloat_to_float(magnitude) : half_to_float(magnitude);
   uint16_t scale_bits = 0;
   if (largest >= kLeast && largest <= kMost) scale_bits = bfloat_up(double{largest} / 127.0);
-  const float scale = bfloat_to_float(scale_bits);
-  const float per_scale = scale_bits == 0 ? 0.0F : 1.0F / scale;
-  double residual = 0.0;
-  double length = 0.0;
-  for (uint32_t d = 0; d < at.k_dim; ++d) {
-    const float value = value_of(d);
-    const float steps = steps_of(value * per_scale);
-    const double product = double{scale} * double{steps};
-    const double left = double{value} - product;
-    residual += left * left;
-    length += product * product;
-    tile[(size_t{d / 4} * kTileRuns + lane) * 4 + d % 4] =
-        static_cast<std::byte>(static_cast<int>(steps) + 128);
+  uint8_t bytes[kHeadDimMax];
+  SketchRun run_job;
+  run_job.values = halves;
+  run_job.bfloat = bfloat;
+  run_job.count = (at.k_dim + 15) / 16 * 16;
+  run_job.scale = bfloat_to_float(scale_bits);
+  run_job.per_scale = scale_bits == 0 ? 0.0F : 1.0F / run_job.scale;
+  run_job.bytes = bytes;
+  simd_sketch_ops().measure(run_job);
+  for (uint32_t d = 0; d < at.k_dim; d += 4) {
+    std::memcpy(tile + (size_t{d / 4} * kTileRuns + lane) * 4, bytes + d, 4);
   }
+  const auto root = [](float square) { return std::sqrt(static_cast<double>(square)) * kUp; };
   store_u16(scale_at, scale_bits);
-  store_u16(residual_at, bfloat_up(std::max(std::sqrt(residual) * kUp, kResidualMin)));
-  store_u16(length_at, bfloat_up(std::sqrt(length) * kUp));
+  store_u16(residual_at, bfloat_up(std::max(root(run_job.residual), kResidualMin)));
+  store_u16(length_at, bfloat_up(root(run_job.length)));
 }
 
 bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to) {
@@ -125,6 +126,22 @@ bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery
 }
 
 namespace {
+
+void measure(SketchRun& run) {
+  float residuals[16] = {};
+  float lengths[16] = {};
+  for (uint32_t d = 0; d < run.count; ++d) {
+    const float value = run.bfloat ? bfloat_to_float(run.values[d]) : half_to_float(run.values[d]);
+    const float steps = steps_of(value * run.per_scale);
+    const float product = run.scale * steps;
+    const float left = value - product;
+    residuals[d % 16] = std::fma(left, left, residuals[d % 16]);
+    lengths[d % 16] = std::fma(product, product, lengths[d % 16]);
+    run.bytes[d] = static_cast<uint8_t>(static_cast<int>(steps) + 128);
+  }
+  run.residual = sum_of_lanes(residuals);
+  run.length = sum_of_lanes(lengths);
+}
 
 void bounds(const SketchJob& job) {
   for (uint32_t query = 0; query < job.query_count; ++query) {
@@ -161,7 +178,7 @@ void logits(const PieceJob& job) {
 }  // namespace
 
 const SketchOps& reference_sketch_ops() {
-  static constexpr SketchOps kOps = {bounds, logits};
+  static constexpr SketchOps kOps = {measure, bounds, logits};
   return kOps;
 }
 

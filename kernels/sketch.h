@@ -76,7 +76,20 @@ struct PieceJob {
   float* logits = nullptr;        // [piece][8]; up to 8 behind the last are written too
 };
 
+// One vector taken apart: what append_sketch asks for.
+struct SketchRun {
+  const uint16_t* values = nullptr;
+  bool bfloat = false;
+  uint32_t count = 0;  // a multiple of 16; channels behind k_dim are 0
+  float scale = 0.0F;
+  float per_scale = 0.0F;    // 1 / scale, or 0
+  uint8_t* bytes = nullptr;  // n + 128
+  float residual = 0.0F;     // |x - x'|^2, sum16 by fma
+  float length = 0.0F;       // |x'|^2
+};
+
 struct SketchOps {
+  void (*measure)(SketchRun& run);
   // bound = fma(length, error, residual * query length) + sum * (scale * step).
   void (*bounds)(const SketchJob& job);
   void (*logits)(const PieceJob& job);

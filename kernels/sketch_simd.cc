@@ -19,6 +19,45 @@ namespace {
 
 #if SKV_RANK_VECTORS
 
+template <bool kBfloat>
+void measure_kind(SketchRun& run) {
+  const Floats df;
+  const auto magic = hn::Set(df, kRoundMagic);
+  FloatVector residuals[kParts];
+  FloatVector lengths[kParts];
+  for (size_t part = 0; part < kParts; ++part) residuals[part] = lengths[part] = hn::Zero(df);
+  for (size_t d = 0; d < run.count; d += 16) {
+    SKV_EACH_OF(part, kParts) {
+      const size_t at = d + part * kLanes;
+      const auto value = load_values<kBfloat>(reinterpret_cast<const std::byte*>(run.values + at));
+      const auto held = hn::Clamp(hn::Mul(value, hn::Set(df, run.per_scale)), hn::Set(df, -127.0F),
+                                  hn::Set(df, 127.0F));
+      const auto steps = hn::Sub(hn::Add(held, magic), magic);
+      const auto product = hn::Mul(hn::Set(df, run.scale), steps);
+      const auto left = hn::Sub(value, product);
+      residuals[part] = hn::MulAdd(left, left, residuals[part]);
+      lengths[part] = hn::MulAdd(product, product, lengths[part]);
+      const auto bytes = hn::Add(hn::ConvertTo(Ints(), steps), hn::Set(Ints(), 128));
+      hn::StoreU(hn::DemoteTo(Bytes(), bytes), Bytes(), run.bytes + at);
+    }
+  }
+  const auto sum = [&df](const FloatVector* sums) {
+    float lanes[16];
+    for (size_t part = 0; part < kParts; ++part) hn::StoreU(sums[part], df, lanes + part * kLanes);
+    return sum_of_lanes(lanes);
+  };
+  run.residual = sum(residuals);
+  run.length = sum(lengths);
+}
+
+void measure(SketchRun& run) {
+  if (run.bfloat) {
+    measure_kind<true>(run);
+  } else {
+    measure_kind<false>(run);
+  }
+}
+
 // Queries that are summed at once, as in flat_simd.cc.
 constexpr size_t kQueriesAtOnce = kLanes == 16 ? 8 : 2;
 
@@ -135,7 +174,7 @@ void logits(const PieceJob& job) {
 }
 
 const SketchOps* sketch_ops() {
-  static constexpr SketchOps kOps = {bounds, logits};
+  static constexpr SketchOps kOps = {measure, bounds, logits};
   return &kOps;
 }
 
