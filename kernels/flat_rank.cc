@@ -212,13 +212,18 @@ void RankScratch::reserve_best(uint32_t block_total,
   room(query, size_t{row_count} * k_dim);
   room(query_spread, size_t{row_count} * k_dim * kQuerySpread + 16);
   room(query_steps, size_t{row_count} * k_dim);
-  room(logits, row_count * (size_t{run_total} + kFlatRoom));
-  room(maxima, row_count);
+  room(logits, row_count * peak_stride(run_total, sentence_total) * kPeakTiles);
+  const size_t pages = (sentence_total + kPageSentences - 1) / kPageSentences;
+  room(best_pages, pages);
+  // A page may end in a group of tiles that is not full.
+  room(peaks, row_count * peak_stride(run_total, sentence_total));
+  room(member_masses, size_t{run_total} + kFlatRoom);
   room(guesses, block_total);
   room(others, block_total);
   room(guess_logits, run_total);
   room(candidate_logits, size_t{run_total} + kFlatRoom);
-  select.reserve(block_total);
+  select.reserve(std::max<uint32_t>(block_total,
+                                    static_cast<uint32_t>(peak_stride(run_total, sentence_total))));
   if (rows.size() < row_count) rows.resize(row_count);
   if (results.size() < row_count) results.resize(row_count);
   for (uint32_t i = 0; i < row_count; ++i) {

@@ -58,8 +58,8 @@ struct RankResult {
   std::span<const uint32_t> block_sentences;    // sentence of each of `blocks`
   std::span<const uint32_t> sentences;          // finely ranked, ascending
   std::span<const RankNormaliser> normalisers;  // per query
-  // Share of what only the coarse stage read; with best_blocks an upper bound, and the scores are
-  // lower ones, all off by the same factor.
+  // Share of what only the coarse stage read. With best_blocks 1, not known: the scores, and the
+  // normaliser, are relative to the mass of what was ranked.
   float skipped_mass = 0.0F;
   bool full_scan = true;      // nothing was skipped
   uint32_t end_block = 0;     // of the view
@@ -118,6 +118,15 @@ class RankScratch {
   std::vector<uint32_t> identity;         // 0, 1, 2, ..
   std::vector<uint32_t> block_sentences;  // of a flat kind, for all rows
   SelectScratch select;
+  // The best only. A page: what comes before it, and its runs.
+  struct BestPage {
+    uint32_t first_block;
+    uint32_t first_peak;
+    uint32_t run_count;
+  };
+  std::vector<BestPage> best_pages;
+  std::vector<float> peaks;             // [query][peak], then masses
+  std::vector<float> member_masses;     // [block][run], then masses [block]
   std::vector<uint32_t> guesses;        // blocks
   std::vector<uint32_t> others;         // blocks
   std::vector<float> guess_logits;      // [block][run], of guesses, then of others

@@ -19,6 +19,12 @@ T* room(std::vector<T>& memory, size_t count) {
   return memory.data();
 }
 
+// Room for the peaks of one query.
+constexpr size_t peak_stride(uint32_t run_count, uint32_t sentence_count) {
+  return run_count / kPeakTiles + (size_t{sentence_count} / kPageSentences + 1) * kTileRuns +
+         kFlatRoom;
+}
+
 // Of a vector with room for 16 more: where its first cache line begins. Loads of whole lines that
 // are not aligned are two.
 inline float* first_line(std::vector<float>& memory) {

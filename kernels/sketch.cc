@@ -147,6 +147,12 @@ void bounds(const SketchJob& job) {
   for (uint32_t query = 0; query < job.query_count; ++query) {
     const int8_t* steps = job.steps + size_t{query} * job.at.k_dim;
     const SketchQuery& of = job.queries[query];
+    float* peaks = job.peaks + query * job.peak_stride;
+    float* all = job.bounds + query * job.peak_stride * kPeakTiles;
+    constexpr uint32_t kPeakRuns = kPeakTiles * kTileRuns;
+    const uint32_t groups = (job.run_count + kPeakRuns - 1) / kPeakRuns;
+    std::fill_n(peaks, groups * kTileRuns, kLogitNone);
+    std::fill_n(all, groups * kPeakRuns, kLogitNone);
     for (uint32_t run = 0; run < job.run_count; ++run) {
       const std::byte* tile = job.sketch + size_t{run / kTileRuns} * job.at.tile_bytes();
       int32_t sum = of.offset;
@@ -159,9 +165,11 @@ void bounds(const SketchJob& job) {
       };
       const float error =
           std::fma(at(job.at.lengths()), of.error, at(job.at.residuals()) * of.length);
-      const float bound = static_cast<float>(sum) * (at(job.at.scales()) * of.step) + error;
-      job.bounds[query * job.stride + run] = bound;
-      job.maxima[query] = std::max(job.maxima[query], bound);
+      const float bound = std::fma(static_cast<float>(sum), at(job.at.scales()) * of.step, error);
+      const uint32_t peak_index = run / kPeakRuns * kTileRuns + run % kTileRuns;
+      all[peak_index * kPeakTiles + run / kTileRuns % kPeakTiles] = bound;
+      float& peak = peaks[peak_index];
+      peak = std::max(peak, bound);
     }
   }
 }

@@ -52,7 +52,10 @@ struct SketchQuery {
 // Takes apart a query that is already scaled. False: not finite, zero or beyond all measure.
 bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to);
 
-// All runs of one page's sketch against all queries.
+// All runs of one page's sketch against all queries. A peak is the largest bound of a lane in
+// kPeakTiles tiles, so that hardly any run has to be looked at again; the bounds of such a lane lie
+// beside each other. Where there is no run, both are kLogitNone.
+inline constexpr uint32_t kPeakTiles = 4;
 struct SketchJob {
   const std::byte* sketch = nullptr;
   SketchLayout at{};
@@ -60,9 +63,9 @@ struct SketchJob {
   const int8_t* steps = nullptr;  // [query][k_dim]
   const SketchQuery* queries = nullptr;
   uint32_t query_count = 0;
-  size_t stride = 0;        // of the bounds, from query to query
-  float* bounds = nullptr;  // of the page's first run; up to 15 behind its last are written too
-  float* maxima = nullptr;  // [query]: made larger
+  size_t peak_stride = 0;   // from query to query
+  float* peaks = nullptr;   // of the page: [group of tiles][16]
+  float* bounds = nullptr;  // [query][group of tiles][16][kPeakTiles]
 };
 
 // Pieces of tiles (kernels/flat_pages.h) against one query.
@@ -90,7 +93,7 @@ struct SketchRun {
 
 struct SketchOps {
   void (*measure)(SketchRun& run);
-  // bound = fma(length, error, residual * query length) + sum * (scale * step).
+  // bound = fma(sum, scale * step, fma(length, error, residual * query length)).
   void (*bounds)(const SketchJob& job);
   void (*logits)(const PieceJob& job);
 };

@@ -61,22 +61,23 @@ void measure(SketchRun& run) {
 // Queries that are summed at once, as in flat_simd.cc.
 constexpr size_t kQueriesAtOnce = kLanes == 16 ? 8 : 2;
 
-// Sums of kQueries queries over one tile, [query][part]: two each, as few queries would wait for
-// one.
+// Sums of kQueries queries over one tile, [query][part]: two each of a few queries, which would
+// wait for one.
 template <size_t kQueries>
 HWY_INLINE void sums_of(const SketchJob& job,
                         const std::byte* tile,
                         const std::byte* ahead,
                         size_t first_query,
                         IntVector* sums) {
+  constexpr size_t kEach = 2;
   const Ints di;
   const size_t k_dim = job.at.k_dim;
   const int8_t* steps = job.steps + first_query * k_dim;
-  IntVector acc[2 * kQueries * kParts];
+  IntVector acc[kEach * kQueries * kParts];
   SKV_EACH_OF(q, kQueries) {
-    SKV_EACH_OF(part, kParts) {
-      acc[2 * (q * kParts + part)] = hn::Set(di, job.queries[first_query + q].offset);
-      acc[2 * (q * kParts + part) + 1] = hn::Zero(di);
+    SKV_EACH_OF(i, kEach * kParts) {
+      acc[q * kEach * kParts + i] =
+          i % kEach == 0 ? hn::Set(di, job.queries[first_query + q].offset) : hn::Zero(di);
     }
   }
   for (size_t d = 0; d < k_dim; d += 8) {
@@ -85,21 +86,23 @@ HWY_INLINE void sums_of(const SketchJob& job,
       SKV_EACH_OF(part, kParts) {
         const auto values = load_words(tile + d * 16 + half * 64 + part * kLanes * 4);
         SKV_EACH_OF(q, kQueries) {
-          auto& sum = acc[2 * (q * kParts + part) + half];
+          auto& sum = acc[kEach * (q * kParts + part) + half % kEach];
           sum = quad_dot(sum, values, steps + q * k_dim + d + 4 * half);
         }
       }
     }
   }
-  SKV_EACH_OF(i, kQueries * kParts) sums[i] = hn::Add(acc[2 * i], acc[2 * i + 1]);
+  SKV_EACH_OF(i, kQueries * kParts) {
+    sums[i] = acc[kEach * i];
+    if constexpr (kEach == 2) sums[i] = hn::Add(sums[i], acc[kEach * i + 1]);
+  }
 }
 
 template <size_t kQueries>
 HWY_NOINLINE void bounds_tile(const SketchJob& job,
                               size_t tile_index,
                               const std::byte* ahead,
-                              size_t first_query,
-                              float* maxima) {
+                              size_t first_query) {
   const Floats df;
   const std::byte* tile = job.sketch + tile_index * job.at.tile_bytes();
   IntVector sums[kQueries * kParts];
@@ -109,51 +112,66 @@ HWY_NOINLINE void bounds_tile(const SketchJob& job,
     const auto scale = bfloats(job.sketch + job.at.scales() + run * 2);
     const auto residual = bfloats(job.sketch + job.at.residuals() + run * 2);
     const auto length = bfloats(job.sketch + job.at.lengths() + run * 2);
-    const auto is_run = first_lanes(job.run_count, run);
     SKV_EACH_OF(q, kQueries) {
       const SketchQuery& of = job.queries[first_query + q];
       const auto error =
           hn::MulAdd(length, hn::Set(df, of.error), hn::Mul(residual, hn::Set(df, of.length)));
-      const auto estimate =
-          hn::Mul(hn::ConvertTo(df, sums[q * kParts + part]), hn::Mul(scale, hn::Set(df, of.step)));
-      const auto bound = hn::Add(estimate, error);
-      hn::StoreU(bound, df, job.bounds + (first_query + q) * job.stride + run);
-      float* max = maxima + (first_query + q) * kLanes;
-      const auto counted = hn::IfThenElse(is_run, bound, hn::Set(df, kLogitNone));
-      hn::StoreU(hn::Max(hn::LoadU(df, max), counted), df, max);
+      const auto sum = hn::ConvertTo(df, sums[q * kParts + part]);
+      const auto bound = hn::MulAdd(sum, hn::Mul(scale, hn::Set(df, of.step)), error);
+      float* rows = job.bounds + (first_query + q) * job.peak_stride * kPeakTiles;
+      hn::StoreU(bound, df, rows + run);
+    }
+  }
+}
+
+// Of kPeakTiles tiles whose bounds lie row after row: their peaks, and the bounds lane after lane.
+void finish_group(const SketchJob& job, size_t group) {
+  static_assert(kPeakTiles == 4, "of StoreInterleaved4");
+  const Floats df;
+  const auto none = hn::Set(df, kLogitNone);
+  for (size_t q = 0; q < job.query_count; ++q) {
+    const size_t peak = q * job.peak_stride + group * kTileRuns;
+    float* bounds = job.bounds + peak * kPeakTiles;
+    FloatVector rows[4 * kParts];
+    SKV_EACH_OF(i, 4 * kParts) {
+      const size_t run = group * kPeakTiles * kTileRuns + i * kLanes;
+      rows[i] =
+          hn::IfThenElse(first_lanes(job.run_count, run), hn::LoadU(df, bounds + i * kLanes), none);
+    }
+    SKV_EACH_OF(part, kParts) {
+      const auto a = rows[part];
+      const auto b = rows[kParts + part];
+      const auto c = rows[2 * kParts + part];
+      const auto d = rows[3 * kParts + part];
+      hn::StoreU(hn::Max(hn::Max(a, b), hn::Max(c, d)), df, job.peaks + peak + part * kLanes);
+      hn::StoreInterleaved4(a, b, c, d, df, bounds + part * kLanes * 4);
     }
   }
 }
 
 // Tile by tile, which stays in the nearest cache while all queries pass over it.
 void bounds(const SketchJob& job) {
-  constexpr size_t kQueriesMax = 64;
-  const Floats df;
-  float maxima[kQueriesMax * kLanes];
-  for (size_t i = 0; i < job.query_count * kLanes; ++i) maxima[i] = kLogitNone;
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
   for (size_t tile = 0; tile < tile_count; ++tile) {
     const std::byte* ahead = ahead_of(job.sketch + tile * job.at.tile_bytes(), job.query_count);
     size_t q = 0;
     if constexpr (kQueriesAtOnce == 8) {
       for (; q + 8 <= job.query_count; q += 8) {
-        bounds_tile<8>(job, tile, q == 0 ? ahead : nullptr, q, maxima);
+        bounds_tile<8>(job, tile, q == 0 ? ahead : nullptr, q);
       }
-      for (; q + 4 <= job.query_count; q += 4) bounds_tile<4>(job, tile, nullptr, q, maxima);
+      for (; q + 4 <= job.query_count; q += 4) bounds_tile<4>(job, tile, nullptr, q);
     }
-    for (; q + 2 <= job.query_count; q += 2) bounds_tile<2>(job, tile, nullptr, q, maxima);
-    if (q < job.query_count) bounds_tile<1>(job, tile, nullptr, q, maxima);
-  }
-  for (size_t q = 0; q < job.query_count; ++q) {
-    const float max = hn::GetLane(hn::MaxOfLanes(df, hn::LoadU(df, maxima + q * kLanes)));
-    job.maxima[q] = std::max(job.maxima[q], max);
+    for (; q + 2 <= job.query_count; q += 2) bounds_tile<2>(job, tile, nullptr, q);
+    if (q < job.query_count) bounds_tile<1>(job, tile, nullptr, q);
+    if ((tile + 1) % kPeakTiles == 0 || tile + 1 == tile_count)
+      finish_group(job, tile / kPeakTiles);
   }
 }
 
 // Pieces lie far from each other: those that come next are asked for while one is read.
 template <bool kBfloat>
 void logits_kind(const PieceJob& job) {
-  constexpr size_t kAhead = 4;
+  constexpr size_t kAhead = 8;
   constexpr size_t kVectors = kPieceRuns < kLanes ? 1 : kPieceRuns / kLanes;
   for (size_t i = 0; i < job.count; ++i) {
     FloatVector dots[kVectors];
