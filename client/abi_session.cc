@@ -138,13 +138,14 @@ int skv_session_get_info(skv_session session, skv_session_info* info) {
     SKV_CHECK_OK(check_out_struct(info, "skv_session_info"));
     SKV_TRY(found, find<Session>(session));
     const std::shared_ptr<Connection> connection = found->last_connection();
+    SKV_TRY(host, connection->host());
     const skv::HelloReply& hello = connection->hello();
     skv_session_info out{};
     out.session_id = hello.session;
     out.connections = found->connections();
     out.connected = connection->alive() ? 1 : 0;
-    out.host = connection->host()->data();
-    out.host_bytes = connection->host()->bytes();
+    out.host = host->data();
+    out.host_bytes = host->bytes();
     std::copy(hello.instance.begin(), hello.instance.end(), out.instance);
     std::copy(hello.boot_id.begin(), hello.boot_id.end(), out.boot_id);
     copy_text(out.device_kind, hello.device_kind);
@@ -165,7 +166,8 @@ int skv_session_hold(skv_session session, skv_hold* hold) {
   return guarded([&] {
     return open_into<Hold>(hold, [&]() -> Result<std::shared_ptr<Hold>> {
       SKV_TRY(found, find<Session>(session));
-      return std::make_shared<Hold>(found->owner, found->last_connection()->host());
+      SKV_TRY(host, found->last_connection()->host());
+      return std::make_shared<Hold>(found->owner, host);
     });
   });
 }

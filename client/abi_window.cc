@@ -35,6 +35,15 @@ Result<skv::WindowOpen> window_options(const skv_window_options* options) {
   if (to.resident_blocks == 0) to.resident_blocks = static_cast<uint32_t>((5 * read + 1) / 2);
   to.cut = static_cast<uint8_t>(from.cut);
   to.coarse_blocks = from.coarse_blocks;
+  to.mass = from.mass;
+  if ((from.head_budgets == nullptr) != (from.head_budget_count == 0)) {
+    return invalid("skv_window_options: head_budgets and head_budget_count go together");
+  }
+  if (from.head_budget_count > skv::kItemsMax) {
+    return invalid("skv_window_options::head_budget_count is " +
+                   std::to_string(from.head_budget_count));
+  }
+  to.head_budgets.assign(from.head_budgets, from.head_budgets + from.head_budget_count);
   switch (from.rank_in) {
     case SKV_RANK_CLIENT:
       to.rank_in = static_cast<uint8_t>(skv::RankIn::kClient);

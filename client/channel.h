@@ -56,7 +56,7 @@ class ThreadChannel : public std::enable_shared_from_this<ThreadChannel> {
                      Deadline deadline);
 
  private:
-  static constexpr uint32_t kRequestPlaces = 16;
+  static constexpr uint32_t kRequestPlaces = 40;
   static constexpr uint32_t kQueryPlaces = 4;
   static constexpr uint32_t kPlaces = kRequestPlaces + kQueryPlaces;
   static_assert(kPlaces <= kChannelEntries);

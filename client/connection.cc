@@ -10,6 +10,7 @@
 
 #include "client/abi.h"
 #include "client/channel.h"
+#include "client/process.h"
 #include "ipc/os_error.h"
 
 namespace skv::client {
@@ -53,14 +54,14 @@ Result<std::shared_ptr<MappedMemory>> map_shared(int fd,
 
 Connection::Connection(UniqueFd socket)
     : serial_(serials.fetch_add(1) + 1),
-      process_(::getpid()),
+      process_(own_pid()),
       writer_(UniqueFd(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 3))) {
   reader_ = FrameSocket(std::move(socket));
 }
 
 Connection::~Connection() = default;
 
-bool Connection::in_own_process() const { return process_ == ::getpid(); }
+bool Connection::in_own_process() const { return process_ == own_pid(); }
 
 Result<std::shared_ptr<Connection>> Connection::open(const Options& options, Deadline deadline) {
   SKV_TRY(socket, connect_to(options.path));
@@ -136,6 +137,25 @@ Result<std::shared_ptr<MappedMemory>> Connection::vectors(int fd, uint64_t bytes
     vectors_ = mapped;
   }
   return vectors_;
+}
+
+Result<std::shared_ptr<MappedMemory>> Connection::host() {
+  const std::lock_guard lock(mutex_);
+  if (!host_) return *why_dead_;
+  return host_;
+}
+
+void Connection::unmap() {
+  std::shared_ptr<MappedMemory> host;  // unmapped without the lock: it may be large
+  std::shared_ptr<MappedMemory> vectors;
+  std::shared_ptr<const SharedDirectoryReader> directory;
+  {
+    const std::lock_guard lock(mutex_);
+    host.swap(host_);
+    vectors.swap(vectors_);
+  }
+  const std::lock_guard lock(directory_mutex_);
+  directory.swap(directory_);
 }
 
 OperationPtr Connection::begin(Verb verb) {

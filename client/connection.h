@@ -48,8 +48,9 @@ using OperationPtr = std::shared_ptr<Operation>;
 //         leader has left.
 // Errors  kDisconnected from submit(): nothing was sent. From wait(): the reply will not come.
 //         kTimeout from wait(): the operation goes on; wait again or abandon it.
-// Owns    the socket and the read-only mapping of the space's host memory, which holds and leases
-//         share.
+// Owns    the socket and read-only mappings of the space's memories, which windows, holds and
+//         leases share. Threads keep a connection for its channels beyond the session: unmap() lets
+//         go of the mappings before.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   struct Options {
@@ -67,7 +68,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Distinct for all connections of this process; 0 is none.
   uint64_t serial() const { return serial_; }
   const HelloReply& hello() const { return hello_; }
-  const std::shared_ptr<MappedMemory>& host() const { return host_; }  // null: no host memory
+  // Why the connection ended, after unmap().
+  Result<std::shared_ptr<MappedMemory>> host();
   // The pages of vectors of the space, mapped the first time; a window_open brought `fd`.
   Result<std::shared_ptr<MappedMemory>> vectors(int fd, uint64_t bytes);
   const std::shared_ptr<MappedMemory>& staging() const { return staging_; }
@@ -104,6 +106,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Result<void> wait(const OperationPtr& operation, Deadline deadline);
   void abandon(const OperationPtr& operation);
+  // After end(), when the session has no more use of it: the memories stay mapped only where
+  // something else shares them.
+  void unmap();
 
   // After wait() said ok.
   template <typename Reply>

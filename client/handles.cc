@@ -1,9 +1,9 @@
 #include "client/handles.h"
 
-#include <unistd.h>
-
 #include <atomic>
 #include <utility>
+
+#include "client/process.h"
 
 namespace skv::client {
 namespace {
@@ -58,7 +58,7 @@ const char* name(HandleKind kind) {
 Result<HandleTable*> HandleTable::current() {
   HandleTable* now = table.load(std::memory_order_acquire);
   if (now == nullptr) return current_or_new();
-  if (now->process_ != ::getpid()) {
+  if (now->process_ != own_pid()) {
     return Error{ErrorCode::kDenied, "this process was forked from process " +
                                          std::to_string(now->process_) +
                                          ", whose sessions are not its own: open a session here"};
@@ -67,7 +67,7 @@ Result<HandleTable*> HandleTable::current() {
 }
 
 HandleTable* HandleTable::current_or_new() {
-  const pid_t process = ::getpid();
+  const pid_t process = own_pid();
   HandleTable* now = table.load(std::memory_order_acquire);
   while (now == nullptr || now->process_ != process) {
     const uint32_t tag = now == nullptr ? 1 : (now->tag_ % kTagMax) + 1;

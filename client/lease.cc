@@ -79,7 +79,8 @@ Result<void> Lease::take(const Session::Done& done,
                          skv_load_result& loaded) {
   SKV_TRY(reply, done.connection->reply<LoadReply>(done.operation));
   connection_ = done.connection;
-  host_ = done.connection->host();
+  SKV_TRY(host, done.connection->host());
+  host_ = host;
   if (reply.lease != 0) leases_.push_back(reply.lease);
   if (reply.extents.size() != size_t{sentence_count} * chunk_count_) {
     return Error{ErrorCode::kProtocol, std::to_string(reply.extents.size()) + " extents for " +

@@ -30,6 +30,16 @@ HeadRanker& thread_ranker() {
   return ranker;
 }
 
+RecallSampler& thread_recall() {
+  thread_local RecallSampler recall;
+  return recall;
+}
+
+// One writer: the thread that has the window.
+void add(std::atomic<uint64_t>& sum, uint64_t count) {
+  sum.store(sum.load(std::memory_order_relaxed) + count, std::memory_order_relaxed);
+}
+
 }  // namespace
 
 Ranker::Ranker(Parts parts)
@@ -149,11 +159,13 @@ uint32_t Ranker::HeadPlace::first_slot(const RankSentence& span, uint32_t host_p
 // ---- one prefetch -------------------------------------------------------------------------------
 
 Result<Ranked> Ranker::prefetch(const Request& request) {
-  while (busy_.exchange(1, std::memory_order_acquire) != 0) busy_.wait(1);
+  uint32_t free = kFree;
+  if (!busy_.compare_exchange_strong(free, kBusy, std::memory_order_acquire)) {
+    while (busy_.exchange(kAwaited, std::memory_order_acquire) != kFree) busy_.wait(kAwaited);
+  }
   Result<Ranked> result = work(request);
   tables_.header().making.store(0, std::memory_order_release);
-  busy_.store(0, std::memory_order_release);
-  busy_.notify_one();
+  if (busy_.exchange(kFree, std::memory_order_release) == kAwaited) busy_.notify_one();
   return result;
 }
 
@@ -194,15 +206,16 @@ Result<Ranked> Ranker::work(const Request& request) {
     view.k_dim = layer.k_dim;
     for (uint32_t head = 0; head < layer.kv_heads; ++head) {
       view.area_offset = pages_layout_.area_offset(index, head);
+      const CutOptions options = parts_.shape.cut_options(layout_.resident_set(index, head));
       ReadSet read;
+      RankResult ranked;
       if (end_block_ > 0) {
-        const RankResult ranked = ranker.rank(view, layer, query, parts_.shape);
+        ranked = ranker.rank(view, layer, query, parts_.shape);
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
-        read = ranker.cut(ranked, parts_.shape);
+        read = ranker.cut(ranked, options);
       }
-      query += size_t{layer.queries_per_kv_head} * layer.k_dim;
       const uint64_t cut = now_ns();
       spent_.cut_ns += static_cast<uint32_t>(cut - lap);
       write_head(index, head, read, to);
@@ -210,6 +223,12 @@ Result<Ranked> Ranker::work(const Request& request) {
       const uint64_t written = now_ns();
       spent_.write_ns += static_cast<uint32_t>(written - cut);
       lap = written;
+      if (thread_recall().due(header.recall_every, ranked)) {
+        add_recall(
+            thread_recall().compare({view, layer, query, parts_.shape, options}, ranked, read));
+        lap = now_ns();
+      }
+      query += size_t{layer.queries_per_kv_head} * layer.k_dim;
     }
   }
   if (absent > 0 && parts_.fill) {
@@ -327,6 +346,13 @@ Result<void> Ranker::fill_absent(const Request& request, uint64_t version) {
   return {};
 }
 
+void Ranker::add_recall(const RecallCounts& counts) {
+  WindowHeader& header = tables_.header();
+  add(header.recall_rankings, counts.rankings);
+  add(header.recall_wanted, counts.wanted);
+  add(header.recall_found, counts.found);
+}
+
 // ---- publish ------------------------------------------------------------------------------------
 
 void Ranker::publish(LayerRange layers, uint64_t version, Ranked& result) {
@@ -376,10 +402,6 @@ void Ranker::publish(LayerRange layers, uint64_t version, Ranked& result) {
   result.covered_to = covered_to;
   result.hits_host = result.read_blocks - result.hits_nvme;
   result.unread_mass = mass_sum / static_cast<float>(head_sum);
-  // One writer: the thread that has the window.
-  const auto add = [](std::atomic<uint64_t>& sum, uint64_t count) {
-    sum.store(sum.load(std::memory_order_relaxed) + count, std::memory_order_relaxed);
-  };
   add(header.prefetches, 1);
   add(header.read_blocks, result.read_blocks);
   add(header.misses, result.misses);

@@ -17,6 +17,7 @@
 #include "ipc/types/result.h"
 #include "kernels/head_ranker.h"
 #include "kernels/rank_pages.h"
+#include "kernels/recall.h"
 #include "kernels/window_tables.h"
 
 namespace skv::client {
@@ -107,6 +108,7 @@ class Ranker {
   Result<void> fill_absent(const Request& request, uint64_t version);
   template <typename Use>
   void each_entry(LayerRange layers, Use&& use);
+  void add_recall(const RecallCounts& counts);
   void publish(LayerRange layers, uint64_t version, Ranked& result);
   const FeedHeader& feed_header() const;
   // By sentence: in units of 4 KiB, plus 1; 0: not in host memory.
@@ -118,7 +120,8 @@ class Ranker {
   FeedLayout feed_at_{};
   uint32_t capacity_ = 0;
   WindowTables tables_;
-  std::atomic<uint32_t> busy_{0};
+  enum Busy : uint32_t { kFree, kBusy, kAwaited };  // by one thread; others wait for it
+  std::atomic<uint32_t> busy_{kFree};
 
   // The feed, as far as it was taken: private copies.
   std::vector<RankSentence> sentences_;

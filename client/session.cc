@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "client/abi.h"
@@ -48,7 +49,10 @@ void Session::close() {
     last = connection_;
     changed_.notify_all();
   }
-  if (last) last->end(Error{ErrorCode::kCancelled, "the session was closed"});
+  if (last) {
+    last->end(Error{ErrorCode::kCancelled, "the session was closed"});
+    last->unmap();
+  }
   const std::lock_guard lock(started_mutex_);
   for (const auto& [ticket, one] : started_) one.done.connection->abandon(one.done.operation);
   started_.clear();
@@ -126,9 +130,11 @@ Result<std::shared_ptr<Connection>> Session::connect(Deadline deadline, bool onc
   }
   down_ = !opened.ok();
   if (!opened.ok()) return opened.error();
-  connection_ = opened.value();
+  const std::shared_ptr<Connection> before = std::exchange(connection_, opened.value());
   ++connections_;
-  return connection_;
+  lock.unlock();
+  if (before) before->unmap();
+  return opened;
 }
 
 Result<skv_ticket> Session::keep(Done started, std::shared_ptr<Memory> memory, Deadline deadline) {
@@ -137,6 +143,8 @@ Result<skv_ticket> Session::keep(Done started, std::shared_ptr<Memory> memory, D
     const std::lock_guard lock(started_mutex_);
     ticket = next_ticket_++;
     started_.emplace(ticket, Started{std::move(started), std::move(memory)});
+    // Looking which of them are done costs a look at each.
+    if (started_.size() <= kAsyncMax) return ticket;
   }
   // Above the limit, wait for the oldest that still runs: its place is what the next one needs.
   for (;;) {

@@ -128,7 +128,8 @@ typedef struct skv_session_info {
   char daemon_version[32];
 } skv_session_info;
 
-/* Does not block. Pointers are valid until skv_session_close, or as long as a hold lives. */
+/* Does not block. Pointers are valid until the session is closed or has connected again, or as long
+ * as a hold lives. */
 SKV_API int skv_session_get_info(skv_session session, skv_session_info* info);
 
 /* Connects again now if the connection is lost, waiting up to timeout_ms (0: one try). No other
@@ -454,9 +455,9 @@ SKV_API int skv_vectors_put(skv_context context,
 
 enum { SKV_CUT_BLOCK = 0, SKV_CUT_SENTENCE = 1 };
 
-/* Blocks per (layer, kv head). */
 enum { SKV_RANK_AUTO = 0, SKV_RANK_CLIENT = 1, SKV_RANK_DAEMON = 2 };
 
+/* Blocks per (layer, kv head). */
 typedef struct skv_window_options {
   uint32_t size;
   uint32_t budget_blocks;   /* ranked */
@@ -466,6 +467,13 @@ typedef struct skv_window_options {
   uint32_t cut;
   uint32_t coarse_blocks; /* the fine stage reads at least so many; 0: the daemon's default */
   uint32_t rank_in;       /* SKV_RANK_*: the same sets wherever it is done */
+  /* 0 to 1; above 0: a (layer, kv head) reads no more ranked blocks, best first, than bring its
+   * estimated share of the attention on closed blocks, sinks and recents included, to this. */
+  float mass;
+  /* Ranked blocks of each (layer, kv head), layer by layer, none above budget_blocks: heads that
+   * look nearby need fewer. NULL and 0: all have budget_blocks. Copied. */
+  uint32_t head_budget_count; /* kv heads over all layers, or 0 */
+  const uint32_t* head_budgets;
 } skv_window_options;
 
 /* Where skv_prefetch ranks. In the client it does so in the calling thread, on vectors that the

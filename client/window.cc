@@ -85,7 +85,8 @@ Result<void> Window::attach(const WindowOpen& options,
     return bad_window("its header");
   }
   if (reply.slots_in_host != 0) {
-    slots_ = connection_->host();
+    SKV_TRY(host, connection_->host());
+    slots_ = host;
     opened_.slots_bytes = slots_->bytes();
     if (rank_here) SKV_CHECK_OK(attach_ranker(options, fds[1], fds[2]));
     return {};
@@ -116,8 +117,14 @@ Result<void> Window::attach_ranker(const WindowOpen& options,
   parts.model = &context_->model()->descriptor();
   parts.body = &context_->model()->layout();
   parts.index = context_->index();
-  parts.shape = {options.budget_blocks,   options.sink_blocks, options.recent_blocks,
-                 options.resident_blocks, options.cut,         options.coarse_blocks};
+  parts.shape = {options.budget_blocks,
+                 options.sink_blocks,
+                 options.recent_blocks,
+                 options.resident_blocks,
+                 static_cast<CutUnit>(options.cut),
+                 options.coarse_blocks,
+                 options.mass,
+                 options.head_budgets};
   parts.tables = tables_;
   SKV_TRY(mapped,
           MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));

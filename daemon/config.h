@@ -45,6 +45,7 @@ struct Config {
 
   uint64_t data_spin_ns = 20'000;
   uint32_t data_spin_cores = 3;
+  uint32_t data_recall_every = 4096;  // coarse rankings per one that is checked; 0: none
 
   uint64_t shared_directory_bytes = 64ULL << 20;  // of one space
 

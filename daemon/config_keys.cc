@@ -34,6 +34,7 @@ const std::vector<Key>& keys() {
       {"tiers.device.uuid", Text{&Config::device_uuid, 64}},
       {"data.spin", Duration{&Config::data_spin_ns, 0, 10 * kMs}},
       {"data.spin_cores", Count{&Config::data_spin_cores, 1, 4096}},
+      {"data.recall_every", Count{&Config::data_recall_every, 0, 1U << 30}},
       {"directory.shared", Size{&Config::shared_directory_bytes, 64 * kKiB, 64 * kGiB}},
       {"sessions.max", Count{&Config::sessions_max, 1, 65536}},
       {"sessions.contexts", Count{&Config::session_contexts_max, 1, 65536}},

@@ -118,6 +118,7 @@ Result<void> Daemon::open_data() {
   DataOptions options;
   options.spin_us = static_cast<uint32_t>(config_.data_spin_ns / 1000);
   options.spin_cores = config_.data_spin_cores;
+  options.recall_every = config_.data_recall_every;
   options.wait_deadline_us =
       static_cast<uint32_t>(std::min<uint64_t>(config_.wait_deadline_ns / 1000, 3'600'000'000ULL));
   options.wait_deadline_us_max = std::max(options.wait_deadline_us, options.wait_deadline_us_max);

@@ -8,6 +8,27 @@
 namespace skv {
 namespace {
 
+Result<void> check_head_budgets(const WindowOpen& message, const BodyLayout& layout) {
+  if (message.head_budgets.empty()) return {};
+  size_t heads = 0;
+  for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) heads += layout.kv_heads(layer);
+  if (message.head_budgets.size() != heads) {
+    return Error{ErrorCode::kInvalidArgument,
+                 std::to_string(message.head_budgets.size()) + " head_budgets for a model of " +
+                     std::to_string(heads) +
+                     " kv heads over all layers; allowed are none or one for each"};
+  }
+  for (size_t i = 0; i < heads; ++i) {
+    if (message.head_budgets[i] > message.budget_blocks) {
+      return Error{ErrorCode::kInvalidArgument, "head_budgets[" + std::to_string(i) + "] is " +
+                                                    std::to_string(message.head_budgets[i]) +
+                                                    ", budget_blocks allows " +
+                                                    std::to_string(message.budget_blocks)};
+    }
+  }
+  return {};
+}
+
 // The counts a client asked for, in 64 bits so that no sum wraps.
 Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
   const uint64_t width =
@@ -31,6 +52,11 @@ Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
     return Error{ErrorCode::kInvalidArgument,
                  "rank_in is " + std::to_string(message.rank_in) + ", allowed are 0 to 2"};
   }
+  if (!(message.mass >= 0.0F && message.mass <= 1.0F)) {  // NaN too
+    return Error{ErrorCode::kInvalidArgument,
+                 "mass is " + std::to_string(message.mass) + ", allowed is 0 to 1"};
+  }
+  if (Result<void> budgets = check_head_budgets(message, layout); !budgets.ok()) return budgets;
   uint64_t tables = kWindowHeaderBytes;
   for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
     // 17 bytes per entry and buffer; TableLayout rounds each array up.
@@ -71,12 +97,14 @@ void window_open(Core& core, Session& session, const WindowOpen& message, const 
   request.model = context->model()->data;
   request.window.session = session.id;
   request.window.window = id;
-  request.window.budget_blocks = message.budget_blocks;
-  request.window.sink_blocks = message.sink_blocks;
-  request.window.recent_blocks = message.recent_blocks;
-  request.window.resident_blocks = message.resident_blocks;
-  request.window.cut = static_cast<CutKind>(message.cut);
-  request.window.coarse_blocks = message.coarse_blocks;
+  request.window.shape = {message.budget_blocks,
+                          message.sink_blocks,
+                          message.recent_blocks,
+                          message.resident_blocks,
+                          static_cast<CutUnit>(message.cut),
+                          message.coarse_blocks,
+                          message.mass,
+                          message.head_budgets};
   request.window.rank_in = static_cast<RankIn>(message.rank_in);
   request.sentences_max = core.config.session_context_tokens_max / kSentenceTokensMin + 1;
   core.feeds.open_window(std::move(request));

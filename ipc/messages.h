@@ -281,6 +281,12 @@ struct WindowOpen {
   uint8_t cut = 0;               // CutKind
   uint32_t coarse_blocks = 0;    // fine stage reads at least this many; 0: the daemon's default
   uint8_t rank_in = 0;           // RankIn: who ranks, and owns resident sets and tables
+  // Of attention on closed blocks, 0 to 1: no more ranked blocks than bring the read set's
+  // estimated share to this; 0: budget_blocks of them.
+  float mass = 0.0F;
+  // Ranked blocks of each (layer, kv head), layer by layer, none above budget_blocks; empty: all
+  // have budget_blocks.
+  std::vector<uint32_t> head_budgets = {};
   SKV_FIELDS(context,
              budget_blocks,
              sink_blocks,
@@ -288,7 +294,9 @@ struct WindowOpen {
              resident_blocks,
              cut,
              coarse_blocks,
-             rank_in)
+             rank_in,
+             mass,
+             head_budgets)
 };
 // Descriptors: tables memfd (read-write); the window's slots (device tier), unless slots_in_host:
 // then slots are read in the host mapping of hello; where rank_in says that the client ranks, the

@@ -61,6 +61,20 @@ inline Error invalid_vectors(std::string message) {
   return {ErrorCode::kInvalidArgument, std::move(message)};
 }
 
+// One record of the default index, or a mean alone (derive_simd.cc). Requires: FloatEnvironment.
+struct DeriveJob {
+  const KeyRows* keys = nullptr;
+  const TokenMask* mask = nullptr;
+  uint32_t run_tokens = 0;
+  VectorRecordLayout layout;
+  std::byte* record = nullptr;
+  // Working memory; null for a mean alone.
+  float* spread = nullptr;     // [k_dim]
+  float* scale = nullptr;      // [k_dim]
+  float* residuals = nullptr;  // [run][k_dim]
+};
+void derive_mean_and_runs(const DeriveJob& job);
+
 // Flat kinds (flat_vectors.cc), as derive_record and check_blob do for one record.
 void derive_flat(const KeyRows& keys,
                  const IndexDescriptor& index,

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include "ipc/types/check.h"
 
@@ -21,7 +23,10 @@ ResidentSet::ResidentSet(uint32_t slot_count)
       slots_(slot_count),
       misses_(slot_count),
       victims_(slot_count),
-      hash_mask_(static_cast<uint32_t>(hash_.size()) - 1) {}
+      hash_mask_(static_cast<uint32_t>(hash_.size()) - 1) {
+  current_.reserve(slot_count);
+  settled_.reserve(slot_count);
+}
 
 uint32_t ResidentSet::bucket_of(uint32_t block) const {
   return (block * 0x9E3779B1U >> 7) & hash_mask_;
@@ -67,18 +72,35 @@ Difference ResidentSet::difference(std::span<const uint32_t> wanted,
     slots_.resize(wanted.size());
     misses_.resize(wanted.size());
   }
+  settle();
+  uint32_t miss_count = 0;
+  for (uint32_t i = 0; i < wanted.size(); ++i) {
+    slots_[i] = find(wanted[i]);
+    misses_[miss_count] = i;
+    miss_count += slots_[i] == kNoSlot ? 1 : 0;
+  }
+  const uint32_t victim_count =
+      miss_count == 0 ? 0 : choose_victims(wanted.size(), miss_count, version, readers_done);
+
+  Difference result;
+  result.slots = {slots_.data(), wanted.size()};
+  result.misses = {misses_.data(), miss_count};
+  result.victims = {victims_.data(), victim_count};
+  result.hit_count = static_cast<uint32_t>(wanted.size()) - miss_count;
+  return result;
+}
+
+// The least recently read of the slots that the last difference did not want.
+uint32_t ResidentSet::choose_victims(size_t wanted_count,
+                                     uint32_t count_max,
+                                     uint64_t version,
+                                     uint64_t readers_done) {
   if (++stamp_ == 0) {
     std::fill(wanted_mark_.begin(), wanted_mark_.end(), 0U);
     stamp_ = 1;
   }
-  uint32_t miss_count = 0;
-  for (uint32_t i = 0; i < wanted.size(); ++i) {
-    slots_[i] = find(wanted[i]);
-    if (slots_[i] == kNoSlot) {
-      misses_[miss_count++] = i;
-    } else {
-      wanted_mark_[slots_[i]] = stamp_;
-    }
+  for (size_t i = 0; i < wanted_count; ++i) {
+    if (slots_[i] != kNoSlot) wanted_mark_[slots_[i]] = stamp_;
   }
   uint32_t candidate_count = 0;
   for (uint32_t slot = 0; slot < slot_count(); ++slot) {
@@ -91,19 +113,13 @@ Difference ResidentSet::difference(std::span<const uint32_t> wanted,
   const auto older = [this](uint32_t a, uint32_t b) {
     return last_read_[a] != last_read_[b] ? last_read_[a] < last_read_[b] : a < b;
   };
-  const uint32_t victim_count = std::min(candidate_count, miss_count);
+  const uint32_t victim_count = std::min(candidate_count, count_max);
   if (victim_count < candidate_count) {
     std::nth_element(victims_.begin(), victims_.begin() + victim_count,
                      victims_.begin() + candidate_count, older);
   }
   std::sort(victims_.begin(), victims_.begin() + victim_count, older);
-
-  Difference result;
-  result.slots = {slots_.data(), wanted.size()};
-  result.misses = {misses_.data(), miss_count};
-  result.victims = {victims_.data(), victim_count};
-  result.hit_count = static_cast<uint32_t>(wanted.size()) - miss_count;
-  return result;
+  return victim_count;
 }
 
 void ResidentSet::assign(uint32_t slot, uint32_t block) {
@@ -124,17 +140,45 @@ void ResidentSet::forget(uint32_t slot) {
   last_read_[slot] = 0;
 }
 
+void ResidentSet::warm() const {
+  constexpr size_t kLine = 64;
+  const auto touch = [](const auto& array) {
+    const auto* const bytes = reinterpret_cast<const char*>(array.data());
+    const size_t size = array.size() * sizeof(array[0]);
+    for (size_t at = 0; at < size; at += kLine) __builtin_prefetch(bytes + at);
+  };
+  touch(hash_);
+  touch(blocks_);
+  touch(last_read_);
+  touch(absent_from_);
+  touch(current_);
+  touch(settled_);
+}
+
 void ResidentSet::publish(uint64_t version, std::span<const uint32_t> slots) {
   SKV_CHECK(version > published_, "versions rise");
+  settle();
   published_ = version;
-  for (const uint32_t slot : slots) {
-    if (slot == kNoSlot) continue;
-    last_read_[slot] = version;
+  unsettled_ = true;
+  current_.clear();
+  std::copy_if(slots.begin(), slots.end(), std::back_inserter(current_),
+               [](uint32_t slot) { return slot != kNoSlot; });
+}
+
+void ResidentSet::settle() {
+  if (!unsettled_) return;
+  unsettled_ = false;
+  for (const uint32_t slot : current_) {
+    last_read_[slot] = published_;
     absent_from_[slot] = kReadNow;
   }
-  for (uint32_t slot = 0; slot < slot_count(); ++slot) {
-    if (absent_from_[slot] == kReadNow && last_read_[slot] != version) absent_from_[slot] = version;
+  for (const uint32_t slot : settled_) {
+    if (absent_from_[slot] == kReadNow && last_read_[slot] != published_) {
+      absent_from_[slot] = published_;
+    }
   }
+  std::swap(current_, settled_);
+  current_.clear();
 }
 
 void ResidentSet::clear() {
@@ -143,6 +187,9 @@ void ResidentSet::clear() {
   std::fill(absent_from_.begin(), absent_from_.end(), uint64_t{0});
   std::fill(filling_.begin(), filling_.end(), uint8_t{0});
   std::fill(hash_.begin(), hash_.end(), kNoSlot);
+  current_.clear();
+  settled_.clear();
+  unsettled_ = false;
   resident_count_ = 0;
 }
 

@@ -47,7 +47,11 @@ class ResidentSet {
   void arrived(uint32_t slot);  // its bytes are there
   void forget(uint32_t slot);   // they will not come, or are no longer valid: the slot is empty
 
+  // Asks for what difference() will look at: some KiB that were not touched since the last step.
+  void warm() const;
+
   // The table `version` holds exactly `slots` (kNoSlot entries are skipped): they are read now.
+  // Only noted: the clocks move with the next difference(), when they are at hand anyway.
   void publish(uint64_t version, std::span<const uint32_t> slots);
 
   uint32_t slot_count() const { return static_cast<uint32_t>(blocks_.size()); }
@@ -56,11 +60,22 @@ class ResidentSet {
   bool filling(uint32_t slot) const { return filling_[slot] != 0; }
   uint32_t resident_count() const { return resident_count_; }
   // The clocks, as a device's copy of this state starts from (kernels/cuda/difference_body.h).
-  std::span<const uint64_t> last_read() const { return last_read_; }
-  std::span<const uint64_t> absent_from() const { return absent_from_; }
+  std::span<const uint64_t> last_read() {
+    settle();
+    return last_read_;
+  }
+  std::span<const uint64_t> absent_from() {
+    settle();
+    return absent_from_;
+  }
   void clear();  // forgets all; requires that no reader is left
 
  private:
+  void settle();
+  uint32_t choose_victims(size_t wanted_count,
+                          uint32_t count_max,
+                          uint64_t version,
+                          uint64_t readers_done);
   uint32_t bucket_of(uint32_t block) const;
   void insert(uint32_t block, uint32_t slot);
   void remove(uint32_t block);
@@ -70,7 +85,10 @@ class ResidentSet {
   std::vector<uint64_t> absent_from_;  // per slot: first version of this table without it;
                                        // 0: never in a table, UINT64_MAX: in the current one
   std::vector<uint8_t> filling_;       // per slot
-  std::vector<uint32_t> wanted_mark_;  // per slot: stamp of the last difference that wanted it
+  std::vector<uint32_t> wanted_mark_;  // per slot: stamp of the last choice of victims that had it
+                                       // in its wanted list
+  std::vector<uint32_t> current_;      // slots of the last table
+  std::vector<uint32_t> settled_;      // slots of the last table that moved the clocks
   std::vector<uint32_t> hash_;         // buckets: slot, or kNoSlot
   std::vector<uint32_t> slots_;        // results of difference
   std::vector<uint32_t> misses_;
@@ -79,6 +97,7 @@ class ResidentSet {
   uint32_t stamp_ = 0;
   uint32_t resident_count_ = 0;
   uint64_t published_ = 0;
+  bool unsettled_ = false;  // current_ has not moved the clocks yet
 };
 
 }  // namespace skv

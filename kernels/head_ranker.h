@@ -32,11 +32,8 @@ class HeadRanker {
         shape.coarse_blocks > 0 ? shape.coarse_blocks : std::max(4 * shape.budget_blocks, 512U);
     return skv::rank(view, query, options, rank_scratch_);
   }
-  ReadSet cut(const RankResult& ranked, const WindowShape& shape) {
-    return skv::cut(ranked, cut_options(shape), cut_scratch_);
-  }
-  static CutOptions cut_options(const WindowShape& shape) {
-    return {static_cast<CutUnit>(shape.cut), shape.budget_blocks};
+  ReadSet cut(const RankResult& ranked, const CutOptions& options) {
+    return skv::cut(ranked, options, cut_scratch_);
   }
 
  private:

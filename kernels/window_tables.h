@@ -7,6 +7,7 @@
 
 #include "ipc/layout/body_layout.h"
 #include "ipc/layout/window.h"
+#include "kernels/cut.h"
 
 namespace skv {
 
@@ -16,8 +17,16 @@ struct WindowShape {
   uint32_t sink_blocks = 0;
   uint32_t recent_blocks = 0;
   uint32_t resident_blocks = 0;
-  uint8_t cut = 0;             // CutUnit
+  CutUnit cut = CutUnit::kBlock;
   uint32_t coarse_blocks = 0;  // 0: 4 x budget, at least 512
+  float mass = 0.0F;           // CutOptions::mass
+  // Of each (layer, kv head), layer by layer, at most budget_blocks; empty: all have that.
+  std::vector<uint32_t> head_budgets = {};
+
+  // `resident_set`: WindowLayout::resident_set(layer, head).
+  CutOptions cut_options(uint32_t resident_set) const {
+    return {cut, head_budgets.empty() ? budget_blocks : head_budgets[resident_set], mass};
+  }
   uint32_t width() const { return sink_blocks + budget_blocks + recent_blocks; }
 };
 
@@ -84,6 +93,11 @@ struct TableArrays {
   uint32_t* sentence = nullptr;
   float* score = nullptr;
   uint8_t* origin = nullptr;
+
+  // The same table from entry `at` on.
+  TableArrays from(uint32_t at) const {
+    return {indptr, slot + at, block + at, sentence + at, score + at, origin + at};
+  }
 };
 
 // Writes the tables of one window: the daemon, or the client that ranks for itself. What it has

@@ -2,7 +2,7 @@
 # Runs the benchmarks of tests/bench from a release build, each figure beside its limit in the same run, and
 # prints one table.
 #
-#   scripts/bench.sh [--quick] [--json FILE] [NAME ...]      NAME: rank, prefetch, put, nvme, directory, step ...
+#   scripts/bench.sh [--quick] [--json FILE] [NAME ...]      NAME: rank, prefetch, put, nvme, directory, step, decode ...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 json= quick=() names=()

@@ -66,23 +66,5 @@ void copy_run(std::byte* to, const std::byte* from, size_t bytes) {
   std::memcpy(to, from, bytes);
 }
 
-void SummedCopy::append(const std::byte* from, size_t bytes) {
-  while (bytes > 0) {
-    const size_t count = std::min(bytes, kPageBytes - filled_);
-    copy_run(page_ + filled_, from, count);
-    filled_ += count;
-    from += count;
-    bytes -= count;
-    if (filled_ == kPageBytes) finish();
-  }
-}
-
-void SummedCopy::finish() {
-  if (stream_ != nullptr) stream_->update({page_, filled_});
-  copy_around_caches(to_, page_, filled_);
-  to_ += filled_;
-  filled_ = 0;
-}
-
 }  // namespace skv
 #endif  // HWY_ONCE

@@ -88,15 +88,14 @@ std::byte* chunk_at(const ArenaView& arena,
 }
 
 uint64_t put_head(const HeadCopy& head, ChecksumStream* stream) {
-  const BodyLayout& layout = head.task.model->layout;
-  SummedCopy copy(
-      head.chunk + layout.block_offset(head.layer, head.kv_head, 0, head.sentence.span.block_count),
-      stream);
-  const uint64_t bytes = for_each_run(head, [&](uint64_t, uint64_t client, uint64_t count) {
-    copy.append(head.task.memory + client, count);
+  ChecksumStream unused;
+  ChecksumStream& sum = stream == nullptr ? unused : *stream;
+  // K and V are two streams, in runs of a block or a row: each line asks for the one that lies a
+  // block later in its stream.
+  const uint64_t next_block = head.task.model->layout.block_tokens() * head.task.view.token_stride;
+  return for_each_run(head, [&](uint64_t body, uint64_t client, uint64_t count) {
+    sum.copy(head.chunk + body, head.task.memory + client, count, next_block);
   });
-  copy.finish();
-  return bytes;
 }
 
 uint64_t load_head(const HeadCopy& head, bool around_caches) {

@@ -49,14 +49,14 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
       pool_(pool),
       counters_(counters),
       watch_(std::move(watch)),
-      prefetches_({[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
-                   [this](const Prefetch& prefetch) { complete(prefetch); },
-                   [this](SpaceId space, const ChunkRef& chunk, bool urgent) {
-                     ask(space, chunk, urgent);
-                   }},
-                  pool,
-                  residency_,
-                  counters),
+      prefetches_(
+          {[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
+           [this](const Prefetch& prefetch) { complete(prefetch); },
+           [this](SpaceId space, const ChunkRef& chunk, bool urgent) { ask(space, chunk, urgent); },
+           options_.recall_every},
+          pool,
+          residency_,
+          counters),
       fills_({[this] { return now_ns(); }, [this](TaskDone done) { emit(std::move(done)); },
               [this](SpaceId space, const ChunkRef& chunk, bool urgent) {
                 ask(space, chunk, urgent);

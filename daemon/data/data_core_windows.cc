@@ -17,11 +17,11 @@ void DataCore::on(OpenWindow& command) {
   const auto refused = [&](Error error) {
     emit(WindowOpened{command.session, command.window, std::move(error)});
   };
-  const uint64_t width =
-      uint64_t{command.sink_blocks} + command.budget_blocks + command.recent_blocks;
-  if (width == 0 || width > command.resident_blocks) {
+  const WindowShape& shape = command.shape;
+  const uint64_t width = uint64_t{shape.sink_blocks} + shape.budget_blocks + shape.recent_blocks;
+  if (width == 0 || width > shape.resident_blocks) {
     return refused(Error{ErrorCode::kInvalidArgument,
-                         "resident_blocks is " + std::to_string(command.resident_blocks) +
+                         "resident_blocks is " + std::to_string(shape.resident_blocks) +
                              ", a read set has 1 to " + std::to_string(width)});
   }
   const auto arena = arenas_.find(feed->second->space());
@@ -42,6 +42,7 @@ void DataCore::on(OpenWindow& command) {
       Window::create(command, feed->second, in_host, in_host ? arena->second.bytes : 0, tables);
   if (!made.ok()) return refused(made.error());
   std::shared_ptr<Window> window = std::move(made).value();
+  window->set_recall_every(options_.recall_every);
   tables_to_send_[command.window] = std::move(tables);
   if (in_host) {
     window->state = Window::State::kOpen;

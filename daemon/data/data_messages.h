@@ -17,6 +17,7 @@
 #include "ipc/types/ids.h"
 #include "ipc/types/result.h"
 #include "ipc/unique_fd.h"
+#include "kernels/window_tables.h"
 #include "tiers/checksum.h"
 
 namespace skv {
@@ -147,12 +148,7 @@ struct OpenWindow {
   SessionId session{};
   WindowId window{};
   FeedId feed{};
-  uint32_t budget_blocks = 0;
-  uint32_t sink_blocks = 0;
-  uint32_t recent_blocks = 0;
-  uint32_t resident_blocks = 0;
-  CutKind cut = CutKind::kBlock;
-  uint32_t coarse_blocks = 0;        // 0: 4 x budget
+  WindowShape shape;
   RankIn rank_in = RankIn::kDaemon;  // a client that ranks needs a shared feed
 };
 // Chunks that the client of a window, which ranks for itself, does not find in host memory.

@@ -243,6 +243,9 @@ DataStatistics DataThread::statistics() const {
   to.bytes_summed_again = get(from.bytes_summed_again);
   to.tasks = get(from.tasks);
   to.rank_us = get(from.rank_ns) / 1000;
+  to.recall_rankings = get(from.recall_rankings);
+  to.recall_wanted = get(from.recall_wanted);
+  to.recall_found = get(from.recall_found);
   to.prefetch_us = get(from.prefetch_us);
   to.prefetch_us_p50 = from.latency_us.quantile(0.50);
   to.prefetch_us_p99 = from.latency_us.quantile(0.99);

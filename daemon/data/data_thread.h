@@ -23,6 +23,8 @@ struct DataOptions {
   uint32_t commands_max = 4096;
   uint32_t events_max = 4096;
   uint64_t touch_interval_ns = 100'000'000;
+  uint32_t recall_every =
+      0;  // one of so many coarse rankings is compared with a full scan; 0: none
   std::function<uint64_t()> now_ns;  // empty: the monotonic clock
 };
 
@@ -45,8 +47,11 @@ struct DataStatistics {
   uint64_t bytes_loaded = 0;
   uint64_t bytes_summed_again = 0;
   uint64_t tasks = 0;
-  uint64_t rank_us = 0;      // inside ranking, all prefetches
-  uint64_t prefetch_us = 0;  // sum of daemon_us
+  uint64_t rank_us = 0;          // inside ranking, all prefetches
+  uint64_t recall_rankings = 0;  // coarse rankings that were compared with a full scan
+  uint64_t recall_wanted = 0;    // blocks that it chose
+  uint64_t recall_found = 0;     // and the coarse ranking too
+  uint64_t prefetch_us = 0;      // sum of daemon_us
   uint64_t prefetch_us_p50 = 0;
   uint64_t prefetch_us_p99 = 0;
   uint64_t protocol_errors = 0;

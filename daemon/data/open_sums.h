@@ -20,7 +20,7 @@ namespace skv {
 // Thread  data thread.
 class OpenSums {
  public:
-  static constexpr uint32_t kOpenSumsMax = 128;  // 640 bytes each
+  static constexpr uint32_t kOpenSumsMax = 128;  // 576 bytes each
 
   struct Sum {
     SessionId session{};

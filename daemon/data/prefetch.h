@@ -50,15 +50,20 @@ struct HeadPlan {
   std::vector<uint32_t> slots;  // of the resident set; `none`: units of the arena
   std::vector<EntryState> states;
   std::vector<Origin> origins;
+  uint32_t waiting = 0;  // entries
   float unread_mass = 0.0F;
 
+  void resize(size_t count) {
+    blocks.resize(count);
+    sentences.resize(count);
+    scores.resize(count);
+    slots.resize(count);
+    states.resize(count);
+    origins.resize(count);
+  }
   void clear() {
-    blocks.clear();
-    sentences.clear();
-    scores.clear();
-    slots.clear();
-    states.clear();
-    origins.clear();
+    resize(0);
+    waiting = 0;
     unread_mass = 0.0F;
   }
 };
@@ -67,10 +72,9 @@ struct HeadPlan {
 struct Prefetch {
   enum class Stage : uint8_t {
     kQueued,   // its window works on an earlier one, or its feed still grows
-    kRank,     // rank and cut, head by head
-    kPlace,    // difference, moves, leases, head by head
+    kRank,     // head by head: rank, cut, where its blocks lie, its part of the table
     kMove,     // until moves and chunks are there, or the deadline
-    kPublish,  // tables, then the completion
+    kPublish,  // what of the tables had to wait; then they are current, and the completion
     kAborted,  // only waits for its moves in flight
     kDone,
   };
@@ -96,9 +100,17 @@ struct Prefetch {
   uint32_t end_block = 0;
   uint64_t deadline_ns = 0;
 
-  uint32_t layer = 0;  // where rank and place go on
-  uint32_t kv_head = 0;
-  size_t head = 0;                // index into heads
+  // One (layer, head) of the range after the other.
+  struct Cursor {
+    uint32_t layer = 0;
+    uint32_t kv_head = 0;
+    size_t head = 0;  // index into heads
+  };
+  Cursor ranking;           // where it goes on
+  Cursor writing;           // the first head that is in no table yet
+  uint32_t entries = 0;     // of the layer that is being written
+  uint32_t publishing = 0;  // layer
+  size_t published_heads = 0;
   size_t query_at = 0;            // floats
   bool pool_full = false;         // submit again after a batch ended
   bool silent = false;            // its client is gone: no completion
@@ -125,8 +137,9 @@ struct Prefetch {
     version = 0;
     sentence_count = end_block = 0;
     deadline_ns = 0;
-    layer = kv_head = 0;
-    head = query_at = 0;
+    ranking = writing = {};
+    entries = publishing = 0;
+    published_heads = query_at = 0;
     pool_full = silent = false;
     result = {};
     unread_mass = 0.0F;

@@ -9,6 +9,11 @@ namespace skv {
 
 using Stage = Prefetch::Stage;
 
+namespace {
+constexpr size_t kBatchMoves = 4096;
+constexpr size_t kEarlyMoves = 512;  // fewer wait for the rest of the prefetch
+}  // namespace
+
 // ---- bookkeeping --------------------------------------------------------------------------------
 
 PrefetchRequest& PrefetchRunner::add(std::shared_ptr<Window> window, uint64_t deadline_ns) {
@@ -26,7 +31,6 @@ bool PrefetchRunner::runnable(const Prefetch& prefetch) const {
     case Stage::kQueued:
       return prefetch.window->active == nullptr && !prefetch.window->feed().pending();
     case Stage::kRank:
-    case Stage::kPlace:
     case Stage::kPublish:
       return true;
     case Stage::kMove:
@@ -113,9 +117,6 @@ void PrefetchRunner::work(Prefetch& prefetch, uint64_t slice_end_ns) {
       case Stage::kRank:
         rank_head(prefetch);
         break;
-      case Stage::kPlace:
-        place_head(prefetch);
-        break;
       case Stage::kMove:
         move(prefetch);
         break;
@@ -162,14 +163,11 @@ uint64_t PrefetchRunner::block_offset(const Prefetch& prefetch, const Prefetch::
                                     plan.blocks[place.entry] - span.first_block, span.block_count);
 }
 
-bool PrefetchRunner::next_head(Prefetch& prefetch) const {
-  ++prefetch.head;
-  if (++prefetch.kv_head < heads_of(prefetch, prefetch.layer)) return true;
-  prefetch.kv_head = 0;
-  if (++prefetch.layer < prefetch.layers().end()) return true;
-  prefetch.layer = prefetch.layers().first;
-  prefetch.head = 0;
-  return false;
+void PrefetchRunner::next_head(const Prefetch& prefetch, Prefetch::Cursor& cursor) {
+  ++cursor.head;
+  if (++cursor.kv_head < heads_of(prefetch, cursor.layer)) return;
+  cursor.kv_head = 0;
+  ++cursor.layer;
 }
 
 // ---- rank ---------------------------------------------------------------------------------------
@@ -191,7 +189,7 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
   prefetch.version = window.version() + 1;
   prefetch.sentence_count = window.feed().sentence_count();
   prefetch.end_block = window.feed().end_block();
-  prefetch.layer = layers.first;
+  prefetch.ranking.layer = prefetch.writing.layer = prefetch.publishing = layers.first;
   if (prefetch.plans.size() < heads) prefetch.plans.resize(heads);
   prefetch.heads = std::span(prefetch.plans).first(heads);
   for (HeadPlan& plan : prefetch.heads) plan.clear();
@@ -200,32 +198,42 @@ void PrefetchRunner::begin(Prefetch& prefetch) {
 
 void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint64_t start_ns = hooks_.now_ns();
-  Feed& feed = prefetch.window->feed();
-  const WindowShape& shape = prefetch.window->layout().shape();
-  const LayerDescriptor& layer = feed.model()->descriptor.layers[prefetch.layer];
+  Window& window = *prefetch.window;
+  Feed& feed = window.feed();
+  const uint32_t layer_index = prefetch.ranking.layer;
+  const uint32_t kv_head = prefetch.ranking.kv_head;
+  const WindowShape& shape = window.layout().shape();
+  const LayerDescriptor& layer = feed.model()->descriptor.layers[layer_index];
   const RankResult ranked =
-      ranker_.rank(feed.view(prefetch.layer, prefetch.kv_head, prefetch.sentence_count), layer,
+      ranker_.rank(feed.view(layer_index, kv_head, prefetch.sentence_count), layer,
                    prefetch.request.query.data() + prefetch.query_at, shape);
   const uint64_t ranked_ns = hooks_.now_ns();
-  const ReadSet read = ranker_.cut(ranked, shape);
-
-  HeadPlan& plan = prefetch.heads[prefetch.head];
+  // Arrives during the cut; ranking would have driven it out of the caches.
+  if (!window.slots_in_host()) window.resident(layer_index, kv_head).warm();
+  const CutOptions options = shape.cut_options(window.layout().resident_set(layer_index, kv_head));
+  const ReadSet read = ranker_.cut(ranked, options);
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
   prefetch.cut_ns += cut_ns - ranked_ns;
-  ahead_.collect(feed, prefetch.layer, ranked, HeadRanker::cut_options(shape), read.blocks);
-  plan.blocks.assign(read.blocks.begin(), read.blocks.end());
-  plan.sentences.assign(read.sentences.begin(), read.sentences.end());
-  plan.scores.assign(read.scores.begin(), read.scores.end());
-  plan.unread_mass = read.unread_mass;
+  if (recall_.due(hooks_.recall_every, ranked)) {
+    const RankView view = feed.view(layer_index, kv_head, prefetch.sentence_count);
+    const float* queries = prefetch.request.query.data() + prefetch.query_at;
+    counters_.add_recall(recall_.compare({view, layer, queries, shape, options}, ranked, read));
+  }
+  ahead_.collect(feed, layer_index, ranked, options, read.blocks);
   prefetch.query_at += size_t{layer.queries_per_kv_head} * layer.k_dim;
-  if (!next_head(prefetch)) prefetch.stage = Stage::kPlace;
+  place_head(prefetch, read);
 }
 
 // ---- place --------------------------------------------------------------------------------------
 
-void PrefetchRunner::place_head(Prefetch& prefetch) {
-  HeadPlan& plan = prefetch.heads[prefetch.head];
+void PrefetchRunner::place_head(Prefetch& prefetch, const ReadSet& read) {
+  const uint64_t start_ns = hooks_.now_ns();
+  HeadPlan& plan = prefetch.heads[prefetch.ranking.head];
+  plan.blocks.assign(read.blocks.begin(), read.blocks.end());
+  plan.sentences.assign(read.sentences.begin(), read.sentences.end());
+  plan.scores.assign(read.scores.begin(), read.scores.end());
+  plan.unread_mass = read.unread_mass;
   plan.slots.assign(plan.blocks.size(), kNoSlot);
   plan.states.assign(plan.blocks.size(), EntryState::kAbsent);
   plan.origins.assign(plan.blocks.size(), Origin::kDevice);
@@ -234,13 +242,19 @@ void PrefetchRunner::place_head(Prefetch& prefetch) {
   } else {
     place_in_slots(prefetch, plan);
   }
-  if (prefetch.stage != Stage::kPlace) return;  // busy
-  if (!next_head(prefetch)) prefetch.stage = Stage::kMove;
+  if (prefetch.stage != Stage::kRank) return;  // busy
+  next_head(prefetch, prefetch.ranking);
+  if (!prefetch.request.guesses) write_heads(prefetch, prefetch.ranking.head);
+  if (prefetch.ranking.head == prefetch.heads.size()) prefetch.stage = Stage::kMove;
+  // Copied while the next heads are ranked.
+  if (prefetch.moves.size() >= kEarlyMoves && !prefetch.pool_full) submit_moves(prefetch);
+  prefetch.write_ns += hooks_.now_ns() - start_ns;
 }
 
 void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
   Window& window = *prefetch.window;
-  ResidentSet& resident = window.resident(prefetch.layer, prefetch.kv_head);
+  const Prefetch::Cursor at = prefetch.ranking;
+  ResidentSet& resident = window.resident(at.layer, at.kv_head);
   const Difference difference =
       resident.difference(plan.blocks, prefetch.version, window.readers_done());
   for (size_t i = 0; i < plan.blocks.size(); ++i) {
@@ -249,35 +263,32 @@ void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
   }
   size_t victim = 0;
   for (const uint32_t entry : difference.misses) {
-    const Prefetch::Place place{static_cast<uint32_t>(prefetch.head), prefetch.layer,
-                                prefetch.kv_head, entry};
-    const ChunkRef chunk = chunk_of(prefetch, prefetch.layer, plan.sentences[entry]);
+    const Prefetch::Place place{static_cast<uint32_t>(at.head), at.layer, at.kv_head, entry};
+    const ChunkRef chunk = chunk_of(prefetch, at.layer, plan.sentences[entry]);
     ExtentLease lease = residency_.lease(chunk);
-    if (!lease && !wait_for(prefetch, chunk)) continue;
+    if (!lease && !ask_for(prefetch, chunk)) continue;
     if (victim == difference.victims.size()) return fail(prefetch, ErrorCode::kBusy);
     plan.slots[entry] = difference.victims[victim++];
     resident.assign(plan.slots[entry], plan.blocks[entry]);
     if (lease) {
       fill(prefetch, place, std::move(lease));
     } else {
-      plan.states[entry] = EntryState::kWaiting;
-      prefetch.waiting[chunk].push_back(place);
+      wait_for(prefetch, plan, chunk, place);
     }
   }
 }
 
 void PrefetchRunner::place_in_host(Prefetch& prefetch, HeadPlan& plan) {
+  const Prefetch::Cursor at = prefetch.ranking;
   for (uint32_t entry = 0; entry < plan.blocks.size(); ++entry) {
-    const Prefetch::Place place{static_cast<uint32_t>(prefetch.head), prefetch.layer,
-                                prefetch.kv_head, entry};
-    const ChunkRef chunk = chunk_of(prefetch, prefetch.layer, plan.sentences[entry]);
+    const Prefetch::Place place{static_cast<uint32_t>(at.head), at.layer, at.kv_head, entry};
+    const ChunkRef chunk = chunk_of(prefetch, at.layer, plan.sentences[entry]);
     ExtentLease lease = residency_.lease(chunk);
     if (!lease) lease = lease_again(prefetch, chunk);
     if (lease) {
       fill(prefetch, place, std::move(lease));
-    } else if (wait_for(prefetch, chunk)) {
-      plan.states[entry] = EntryState::kWaiting;
-      prefetch.waiting[chunk].push_back(place);
+    } else if (ask_for(prefetch, chunk)) {
+      wait_for(prefetch, plan, chunk, place);
     }
   }
 }
@@ -291,9 +302,18 @@ ExtentLease PrefetchRunner::lease_again(const Prefetch& prefetch, const ChunkRef
   return {};
 }
 
-bool PrefetchRunner::wait_for(Prefetch& prefetch, const ChunkRef& chunk) {
+bool PrefetchRunner::ask_for(Prefetch& prefetch, const ChunkRef& chunk) {
   hooks_.ask(prefetch.window->feed().space(), chunk, prefetch.waits());
   return prefetch.waits();
+}
+
+void PrefetchRunner::wait_for(Prefetch& prefetch,
+                              HeadPlan& plan,
+                              const ChunkRef& chunk,
+                              const Prefetch::Place& place) {
+  plan.states[place.entry] = EntryState::kWaiting;
+  ++plan.waiting;
+  prefetch.waiting[chunk].push_back(place);
 }
 
 void PrefetchRunner::fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease) {
@@ -317,8 +337,9 @@ void PrefetchRunner::fill(Prefetch& prefetch, const Prefetch::Place& place, Exte
       {{from, to, window.feed().layout().block_bytes(place.layer)}, std::move(lease)});
 }
 
-void PrefetchRunner::drop(Prefetch& prefetch, const Prefetch::Place& place) {
+void PrefetchRunner::give_up(Prefetch& prefetch, const Prefetch::Place& place) {
   HeadPlan& plan = prefetch.heads[place.head];
+  --plan.waiting;
   if (!prefetch.window->slots_in_host()) {
     prefetch.window->resident(place.layer, place.kv_head).forget(plan.slots[place.entry]);
   }
@@ -335,6 +356,7 @@ void PrefetchRunner::chunk_arrived(const ChunkRef& chunk) {
     for (const Prefetch::Place& place : waiting.mapped()) {
       ExtentLease lease = residency_.lease(chunk);
       SKV_CHECK(lease, "an arrived chunk of a fed sentence is resident");
+      --each->heads[place.head].waiting;
       fill(*each, place, std::move(lease));
     }
   }
@@ -344,7 +366,7 @@ void PrefetchRunner::chunk_failed(const ChunkRef& chunk) {
   for (const std::unique_ptr<Prefetch>& each : prefetches_) {
     auto waiting = each->waiting.extract(chunk);
     if (waiting.empty()) continue;
-    for (const Prefetch::Place& place : waiting.mapped()) drop(*each, place);
+    for (const Prefetch::Place& place : waiting.mapped()) give_up(*each, place);
   }
 }
 
@@ -352,7 +374,7 @@ void PrefetchRunner::move(Prefetch& prefetch) {
   if (prefetch.failed) return fail(prefetch, *prefetch.failed);
   if (!prefetch.moves.empty()) return submit_moves(prefetch);
   for (const auto& [chunk, places] : prefetch.waiting) {  // the deadline has passed
-    for (const Prefetch::Place& place : places) drop(prefetch, place);
+    for (const Prefetch::Place& place : places) give_up(prefetch, place);
   }
   prefetch.waiting.clear();
   prefetch.stage = Stage::kPublish;
@@ -360,7 +382,6 @@ void PrefetchRunner::move(Prefetch& prefetch) {
 }
 
 void PrefetchRunner::submit_moves(Prefetch& prefetch) {
-  constexpr size_t kBatchMoves = 4096;
   const size_t wanted = std::min(prefetch.moves.size(), kBatchMoves);
   batch_moves_.clear();
   for (size_t i = 0; i < wanted; ++i) batch_moves_.push_back(prefetch.moves[i].move);
@@ -398,49 +419,74 @@ bool PrefetchRunner::batch_done(PoolTicket ticket, const Result<void>& status) {
 void PrefetchRunner::publish_layer(Prefetch& prefetch) {
   const uint64_t start_ns = hooks_.now_ns();
   Window& window = *prefetch.window;
-  const uint32_t layer = prefetch.layer;
+  const uint32_t layer = prefetch.publishing++;
   const uint32_t heads = heads_of(prefetch, layer);
-  table_.entries.clear();
-  table_.indptr.assign(1, 0);
+  write_heads(prefetch, prefetch.published_heads + heads);
+  uint32_t entries = 0;
   float unread_mass = 0.0F;
   for (uint32_t kv_head = 0; kv_head < heads; ++kv_head) {
-    HeadPlan& plan = prefetch.heads[prefetch.head];
-    publish_head(prefetch, plan, kv_head);
+    HeadPlan& plan = prefetch.heads[prefetch.published_heads++];
+    if (!window.slots_in_host()) {
+      ResidentSet& resident = window.resident(layer, kv_head);
+      for (size_t i = 0; i < plan.states.size(); ++i) {
+        if (plan.states[i] != EntryState::kMoving) continue;
+        resident.arrived(plan.slots[i]);
+        plan.states[i] = EntryState::kResident;
+      }
+      // What is in the table is not forgotten any more, whatever becomes of this prefetch.
+      resident.publish(prefetch.version, plan.slots);
+    }
+    entries += static_cast<uint32_t>(plan.blocks.size());
     unread_mass += plan.unread_mass;
-    table_.indptr.push_back(static_cast<uint32_t>(table_.entries.size()));
-    if (kv_head + 1 < heads) next_head(prefetch);
   }
-  table_.unread_mass = unread_mass / static_cast<float>(heads);
   prefetch.unread_mass += unread_mass;
-  prefetch.result.read_blocks += static_cast<uint32_t>(table_.entries.size());
+  prefetch.result.read_blocks += entries;
   prefetch.result.covered_to = prefetch.end_block * window.feed().layout().block_tokens();
-  window.publish(layer, prefetch.version, prefetch.result.covered_to, table_);
+  window.publish(layer, {prefetch.version, prefetch.result.covered_to, entries,
+                         unread_mass / static_cast<float>(heads)});
   prefetch.write_ns += hooks_.now_ns() - start_ns;
-  if (!next_head(prefetch)) complete(prefetch);
+  if (prefetch.publishing == prefetch.layers().end()) complete(prefetch);
 }
 
-void PrefetchRunner::publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t kv_head) {
-  Window& window = *prefetch.window;
-  ResidentSet* resident =
-      window.slots_in_host() ? nullptr : &window.resident(prefetch.layer, kv_head);
-  published_slots_.clear();
-  for (size_t i = 0; i < plan.blocks.size(); ++i) {
-    count(prefetch, plan, i);
-    if (plan.states[i] == EntryState::kAbsent) continue;
-    uint32_t slot = plan.slots[i];
-    if (resident != nullptr) {
-      if (plan.states[i] == EntryState::kMoving) resident->arrived(slot);
-      published_slots_.push_back(slot);
-      slot = static_cast<uint32_t>(window.slot_offset(prefetch.layer, kv_head, slot) /
-                                   window.slot_unit_bytes());
-    }
-    window.feed().touch(plan.sentences[i]);
-    table_.entries.push_back(
-        {slot, plan.blocks[i], plan.sentences[i], plan.scores[i], plan.origins[i]});
+void PrefetchRunner::write_heads(Prefetch& prefetch, size_t end) {
+  for (Prefetch::Cursor& at = prefetch.writing; at.head < end;) {
+    if (prefetch.heads[at.head].waiting > 0) return;
+    const TableArrays table = prefetch.window->buffer(at.layer);
+    if (at.kv_head == 0) table.indptr[0] = prefetch.entries = 0;
+    write_head(prefetch, at, table.from(prefetch.entries));
+    prefetch.entries += static_cast<uint32_t>(prefetch.heads[at.head].blocks.size());
+    table.indptr[at.kv_head + 1] = prefetch.entries;
+    next_head(prefetch, at);
   }
-  // What is in the table is not forgotten any more, whatever becomes of this prefetch.
-  if (resident != nullptr) resident->publish(prefetch.version, published_slots_);
-  std::fill(plan.states.begin(), plan.states.end(), EntryState::kResident);
+}
+
+// All that is there of one head, into the arrays of its layer's table.
+void PrefetchRunner::write_head(Prefetch& prefetch,
+                                const Prefetch::Cursor& at,
+                                const TableArrays& to) {
+  Window& window = *prefetch.window;
+  HeadPlan& plan = prefetch.heads[at.head];
+  take_out_absent(prefetch, plan);
+  count(prefetch, plan);
+  const size_t size = plan.blocks.size();
+  std::copy_n(plan.blocks.data(), size, to.block);
+  std::copy_n(plan.sentences.data(), size, to.sentence);
+  std::copy_n(plan.scores.data(), size, to.score);
+  std::transform(plan.origins.begin(), plan.origins.end(), to.origin,
+                 [](Origin origin) { return static_cast<uint8_t>(origin); });
+  uint32_t touched = UINT32_MAX;
+  for (const uint32_t sentence : plan.sentences) {
+    if (sentence != touched) window.feed().touch(sentence);
+    touched = sentence;
+  }
+  if (window.slots_in_host()) {
+    std::copy_n(plan.slots.data(), size, to.slot);
+  } else {
+    const WindowLayout& layout = window.layout();
+    const uint32_t first = layout.slot_index(at.layer, at.kv_head, 0);
+    const uint32_t step = layout.body().block_bytes(at.layer) / layout.slot_unit_bytes();
+    for (size_t i = 0; i < size; ++i) to.slot[i] = first + plan.slots[i] * step;
+  }
 }
 
 // Slots that were filled stay filled; no table names them yet.
@@ -454,8 +500,9 @@ void PrefetchRunner::complete_guess(Prefetch& prefetch) {
         if (plan.states[i] == EntryState::kMoving) {
           window.resident(layer, kv_head).arrived(plan.slots[i]);
         }
-        count(prefetch, plan, i);
       }
+      take_out_absent(prefetch, plan);
+      count(prefetch, plan);
       prefetch.unread_mass += plan.unread_mass;
     }
   }
@@ -464,23 +511,37 @@ void PrefetchRunner::complete_guess(Prefetch& prefetch) {
   counted(prefetch);
 }
 
-void PrefetchRunner::count(Prefetch& prefetch, HeadPlan& plan, size_t entry) {
-  if (plan.states[entry] == EntryState::kAbsent) {
-    plan.unread_mass += plan.scores[entry];
-    ++prefetch.result.misses;
-    return;
+// Misses are in no table; what they would have weighed is unread.
+void PrefetchRunner::take_out_absent(Prefetch& prefetch, HeadPlan& plan) {
+  const auto first = std::find(plan.states.begin(), plan.states.end(), EntryState::kAbsent);
+  auto kept = static_cast<size_t>(first - plan.states.begin());
+  for (size_t i = kept; i < plan.states.size(); ++i) {
+    if (plan.states[i] == EntryState::kAbsent) {
+      plan.unread_mass += plan.scores[i];
+      ++prefetch.result.misses;
+      continue;
+    }
+    plan.blocks[kept] = plan.blocks[i];
+    plan.sentences[kept] = plan.sentences[i];
+    plan.scores[kept] = plan.scores[i];
+    plan.slots[kept] = plan.slots[i];
+    plan.states[kept] = plan.states[i];
+    plan.origins[kept] = plan.origins[i];
+    ++kept;
   }
-  switch (plan.origins[entry]) {
-    case Origin::kDevice:
-      ++prefetch.result.hits_device;
-      break;
-    case Origin::kHost:
-      ++prefetch.result.hits_host;
-      break;
-    case Origin::kNvme:
-      ++prefetch.result.hits_nvme;
-      break;
-  }
+  plan.resize(kept);
+}
+
+// Where its hits were.
+void PrefetchRunner::count(Prefetch& prefetch, const HeadPlan& plan) {
+  const auto in = [&](Origin origin) {
+    return static_cast<uint32_t>(std::count(plan.origins.begin(), plan.origins.end(), origin));
+  };
+  const uint32_t host = in(Origin::kHost);
+  const uint32_t nvme = in(Origin::kNvme);
+  prefetch.result.hits_host += host;
+  prefetch.result.hits_nvme += nvme;
+  prefetch.result.hits_device += static_cast<uint32_t>(plan.origins.size()) - host - nvme;
 }
 
 void PrefetchRunner::complete(Prefetch& prefetch) {

@@ -10,11 +10,15 @@
 #include "daemon/data/read_ahead.h"
 #include "daemon/data/statistics.h"
 #include "kernels/head_ranker.h"
+#include "kernels/recall.h"
 
 namespace skv {
 
 // Works prefetches: rank, cut, difference, moves, tables, completion. One per window at a time, in
 // the order they came.
+//
+// A head's part of its table is written as soon as it is known where its blocks lie, while all that
+// is needed for it is at hand; a table becomes current when all of it is there.
 //
 // Turns   go to the session that was worked least, by the clock, since it last had nothing to do;
 //         inside it to the prefetch that waited longest. A turn is kTurnNs and the unit that is
@@ -38,6 +42,7 @@ class PrefetchRunner {
     std::function<PoolTicket()> next_ticket;
     std::function<void(const Prefetch&)> complete;  // `result` and the times are final
     std::function<void(SpaceId, const ChunkRef&, bool urgent)> ask;
+    uint32_t recall_every = 0;  // RecallSampler::due
   };
   PrefetchRunner(Hooks hooks, SlotPool& pool, Residency& residency, DataCounters& counters)
       : hooks_(std::move(hooks)),
@@ -87,25 +92,30 @@ class PrefetchRunner {
   void work(Prefetch& prefetch, uint64_t slice_end_ns);
   void begin(Prefetch& prefetch);
   void rank_head(Prefetch& prefetch);
-  void place_head(Prefetch& prefetch);
+  void place_head(Prefetch& prefetch, const ReadSet& read);
   void place_in_slots(Prefetch& prefetch, HeadPlan& plan);
   void place_in_host(Prefetch& prefetch, HeadPlan& plan);
+  // Heads before `end` into their tables, as far as it is known where their blocks lie.
+  static void write_heads(Prefetch& prefetch, size_t end);
   // The chunk is leased: queues the move into the entry's slot, or reads it in place.
   void fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease);
   // The chunk is not on the host. False: the entry is a miss.
   ExtentLease lease_again(const Prefetch& prefetch, const ChunkRef& chunk);
-  bool wait_for(Prefetch& prefetch, const ChunkRef& chunk);
-  void drop(Prefetch& prefetch, const Prefetch::Place& place);
-  // False: that was the last head, and the cursor stands on the first again.
-  bool next_head(Prefetch& prefetch) const;
+  bool ask_for(Prefetch& prefetch, const ChunkRef& chunk);
+  static void wait_for(Prefetch& prefetch,
+                       HeadPlan& plan,
+                       const ChunkRef& chunk,
+                       const Prefetch::Place& place);
+  static void give_up(Prefetch& prefetch, const Prefetch::Place& place);
+  static void next_head(const Prefetch& prefetch, Prefetch::Cursor& cursor);
   void move(Prefetch& prefetch);
   void submit_moves(Prefetch& prefetch);
   void publish_layer(Prefetch& prefetch);
-  void publish_head(Prefetch& prefetch, HeadPlan& plan, uint32_t kv_head);
+  static void write_head(Prefetch& prefetch, const Prefetch::Cursor& at, const TableArrays& to);
   void complete(Prefetch& prefetch);
   void complete_guess(Prefetch& prefetch);
-  // One entry of a head, in the result.
-  static void count(Prefetch& prefetch, HeadPlan& plan, size_t entry);
+  static void take_out_absent(Prefetch& prefetch, HeadPlan& plan);
+  static void count(Prefetch& prefetch, const HeadPlan& plan);
   void counted(Prefetch& prefetch);
   void fail(Prefetch& prefetch, ErrorCode status);
   void roll_back(Prefetch& prefetch);
@@ -128,9 +138,8 @@ class PrefetchRunner {
   uint64_t turns_ = 0;
   std::unordered_map<uint64_t, Batch> batches_;  // by ticket
   HeadRanker ranker_;
+  RecallSampler recall_;
   ReadAhead ahead_;
-  LayerTable table_;
-  std::vector<uint32_t> published_slots_;
   std::vector<SlotPool::Move> batch_moves_;
 };
 

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "kernels/recall.h"
+
 namespace skv {
 
 // A histogram of microseconds in steps of 12 % or less: 8 buckets per power of two.
@@ -71,6 +73,9 @@ struct DataCounters {
   Counter bytes_summed_again{0};  // put: of chunks whose layers came out of order
   Counter tasks{0};
   Counter rank_ns{0};
+  Counter recall_rankings{0};  // RecallCounts
+  Counter recall_wanted{0};
+  Counter recall_found{0};
   Counter prefetch_us{0};
   Counter protocol_errors{0};
   Counter devices_lost{0};
@@ -85,6 +90,11 @@ struct DataCounters {
 
   static void add(Counter& counter, uint64_t count) {
     counter.fetch_add(count, std::memory_order_relaxed);
+  }
+  void add_recall(const RecallCounts& counts) {
+    add(recall_rankings, counts.rankings);
+    add(recall_wanted, counts.wanted);
+    add(recall_found, counts.found);
   }
   static void set(Counter& counter, uint64_t value) {
     counter.store(value, std::memory_order_relaxed);

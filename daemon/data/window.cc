@@ -8,25 +8,12 @@
 #include "ipc/types/check.h"
 
 namespace skv {
-namespace {
-
-WindowShape shape_of(const OpenWindow& options) {
-  return {options.budget_blocks,
-          options.sink_blocks,
-          options.recent_blocks,
-          options.resident_blocks,
-          static_cast<uint8_t>(options.cut),
-          options.coarse_blocks};
-}
-
-}  // namespace
-
 Window::Window(const OpenWindow& options, std::shared_ptr<Feed> feed, bool slots_in_host)
     : options_(options),
       feed_(std::move(feed)),
       slots_in_host_(slots_in_host),
       layout_(feed_->layout(),
-              shape_of(options),
+              options.shape,
               slots_in_host,
               client_ranks() ? feed_->map()->sentence_capacity() : 0) {}
 
@@ -53,7 +40,7 @@ Result<std::unique_ptr<Window>> Window::create(const OpenWindow& options,
   window->tables_.format(window->slots_bytes_);
   if (!slots_in_host && !window->client_ranks()) {
     for (uint32_t set = 0; set < layout.resident_sets(); ++set) {
-      window->residents_.emplace_back(options.resident_blocks);
+      window->residents_.emplace_back(options.shape.resident_blocks);
     }
   }
   tables = std::move(memory).value();
@@ -65,27 +52,6 @@ uint64_t Window::readers_done() {
   const uint64_t newest = client_ranks() ? said : version_;
   readers_done_ = std::max(readers_done_, std::min(said, newest));
   return readers_done_;
-}
-
-// In the order of the table's key. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
-void Window::publish(uint32_t layer,
-                     uint64_t version,
-                     uint32_t covered_to,
-                     const LayerTable& table) {
-  SKV_CHECK(table.indptr.size() == layout_.body().kv_heads(layer) + 1,
-            "a table has all heads of its layer");
-  const TableArrays to = tables_.buffer(layer);
-  std::memcpy(to.indptr, table.indptr.data(), 4 * table.indptr.size());
-  for (size_t i = 0; i < table.entries.size(); ++i) {
-    const TableEntry& entry = table.entries[i];
-    to.slot[i] = entry.slot;
-    to.block[i] = entry.block;
-    to.sentence[i] = entry.sentence;
-    to.score[i] = entry.score;
-    to.origin[i] = static_cast<uint8_t>(entry.origin);
-  }
-  tables_.publish(
-      layer, {version, covered_to, static_cast<uint32_t>(table.entries.size()), table.unread_mass});
 }
 
 void Window::published(uint64_t version, std::vector<ExtentLease>& leases) {
@@ -144,6 +110,12 @@ void Window::collect(DataCounters& counters) {
   if (slots_in_host_ && read > before) DataCounters::add(counters.hits_host, read - before);
   add(counters.blocks_read, collected_.read_blocks, read);
   add(counters.misses, collected_.misses, header.misses.load(std::memory_order_relaxed));
+  add(counters.recall_rankings, collected_.recall.rankings,
+      header.recall_rankings.load(std::memory_order_relaxed));
+  add(counters.recall_wanted, collected_.recall.wanted,
+      header.recall_wanted.load(std::memory_order_relaxed));
+  add(counters.recall_found, collected_.recall.found,
+      header.recall_found.load(std::memory_order_relaxed));
 
   const uint32_t sentences = feed_->sentence_count();
   std::byte* const touched = memory_.data() + layout_.touched_offset();

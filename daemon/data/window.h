@@ -18,20 +18,6 @@
 
 namespace skv {
 
-// One table before it is written: what a prefetch found for one layer.
-struct TableEntry {
-  uint32_t slot = 0;
-  uint32_t block = 0;
-  uint32_t sentence = 0;
-  float score = 0.0F;
-  Origin origin = Origin::kDevice;
-};
-struct LayerTable {
-  std::vector<TableEntry> entries;  // head after head, ascending by block inside
-  std::vector<uint32_t> indptr;     // heads + 1
-  float unread_mass = 0.0F;
-};
-
 // One decoding row's working set: tables in memory that its one client maps, and a resident set per
 // (layer, kv head) where there are device slots.
 //
@@ -80,9 +66,12 @@ class Window {
     return layout_.slot_offset(layer, head, slot);
   }
 
-  // Writes the table into the buffer that is not current and makes it current.
+  // The buffer of a layer that is not current, and what makes it so once it is written.
   // Requires: buffer_is_free(layer); versions rise per layer.
-  void publish(uint32_t layer, uint64_t version, uint32_t covered_to, const LayerTable& table);
+  TableArrays buffer(uint32_t layer) const { return tables_.buffer(layer); }
+  void publish(uint32_t layer, const WindowTables::Published& table) {
+    tables_.publish(layer, table);
+  }
   // After the last publish() of `version`: takes the leases its tables need, and gives back memory
   // for the next ones.
   void published(uint64_t version, std::vector<ExtentLease>& leases);
@@ -98,6 +87,8 @@ class Window {
   // arena. To be asked until it says no. All of it is the client's word, about reads of its own.
   uint64_t making() const;
   bool may_read(uint64_t making, uint32_t chunk, uint64_t offset, uint64_t bytes) const;
+  // What a client that ranks is asked to compare with full scans.
+  void set_recall_every(uint32_t every) { tables_.header().recall_every = every; }
   // Marks of the client: adds them to the feed's, and its sums to the counters.
   void collect(DataCounters& counters);
 
@@ -123,6 +114,7 @@ class Window {
     uint64_t prefetches = 0;
     uint64_t read_blocks = 0;
     uint64_t misses = 0;
+    RecallCounts recall;
   } collected_;
   std::vector<Held> held_;                       // versions rise, unless the client names them
   size_t held_count_ = 0;                        // leases

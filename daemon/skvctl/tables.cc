@@ -49,6 +49,15 @@ struct Row {
   std::string value;
 };
 
+// What share of a full scan's choices the coarse stage led to.
+std::string recall_text(const json& found, const json& wanted, const json& rankings) {
+  if (!found.is_number() || !wanted.is_number() || wanted.get<double>() <= 0) return "not seen yet";
+  std::array<char, 96> line{};
+  std::snprintf(line.data(), line.size(), "%.3f of the blocks that a full scan chooses, in ",
+                found.get<double>() / wanted.get<double>());
+  return line.data() + text(rankings) + " rankings";
+}
+
 std::string rows_text(const std::vector<Row>& rows) {
   size_t width = 0;
   for (const Row& row : rows) {
@@ -130,6 +139,9 @@ std::string status_table(const json& status) {
                                     text(get("/prefetch/read_ahead/used")) + " used, " +
                                     text(get("/prefetch/read_ahead/late")) + " late, " +
                                     text(get("/prefetch/read_ahead/wasted")) + " wasted"});
+  rows.push_back(
+      {"recall", recall_text(get("/prefetch/recall/found"), get("/prefetch/recall/wanted"),
+                             get("/prefetch/recall/rankings"))});
   rows.push_back({"moved", bytes_text(get("/prefetch/bytes_moved")) + " to windows, " +
                                bytes_text(get("/placement/promoted_bytes")) + " promoted, " +
                                bytes_text(get("/placement/demoted_bytes")) + " demoted"});

@@ -33,7 +33,7 @@ struct WindowHeader {
   uint32_t layer_count;
   uint32_t width;  // most entries of one (layer, head)
   uint32_t slot_unit_bytes;
-  uint32_t reserved;
+  uint32_t recall_every;  // where the client ranks: RecallSampler::due (kernels/recall.h); 0: never
   uint64_t slots_bytes;
   uint64_t
       touched_offset;  // the client sets a byte for each sentence it reads; 0: the daemon ranks
@@ -47,6 +47,9 @@ struct WindowHeader {
   std::atomic<uint64_t> prefetches;  // sums since the window was opened, for statistics
   std::atomic<uint64_t> read_blocks;
   std::atomic<uint64_t> misses;
+  std::atomic<uint64_t> recall_rankings;  // RecallCounts
+  std::atomic<uint64_t> recall_wanted;
+  std::atomic<uint64_t> recall_found;
 };
 static_assert(sizeof(WindowHeader) == 192);
 inline constexpr uint64_t kWindowHeaderBytes = 4096;

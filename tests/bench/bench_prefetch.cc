@@ -1,13 +1,16 @@
 // Round trips of a hot prefetch from a client process to a real skvd by the ring, and by how much
 // they are longer than the ranking, the cut and the table that were asked for.
 //
-//   bench_prefetch [--quick] [--json FILE] [layers=N]
+//   bench_prefetch [--quick] [--json FILE] [layers=N] [rounds=N]
 //
 // And of one in the engine's own thread, which talks to nobody.
 //
 // Every round by the ring is followed by one of a bare ping-pong between two processes by the same
 // doorbells, so both see the same machine. A round's own time is the call's, less what its
-// completion says was spent ranking, choosing and writing tables.
+// completion says was spent ranking, choosing and writing tables. The other end of the ping-pong
+// reads memory for as long before it rings back: a core that was idle for milliseconds wakes up
+// later than one that was idle for microseconds, and ranking leaves the caches to vectors.
+// prefetch.pingpong.idle is without that.
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -81,9 +84,11 @@ class PingPong {
       for (uint32_t round = 1;; ++round) {
         if (spins_) {
           while (words_->to.load(std::memory_order_acquire) < round) spin_pause();
+          read_memory(words_->busy_s);
           words_->from.store(round, std::memory_order_release);
         } else {
           if (::read(to_, &count, sizeof count) < 0) ::_exit(1);
+          read_memory(words_->busy_s);
           ring_doorbell(back.ringer_end.get());
         }
       }
@@ -98,7 +103,16 @@ class PingPong {
   PingPong(const PingPong&) = delete;
   PingPong& operator=(const PingPong&) = delete;
 
-  void round() {
+  // Seconds without what the other end was busy.
+  double round(double busy_s) {
+    words_->busy_s = busy_s;
+    const double start = now();
+    ring_and_wait();
+    return now() - start - busy_s;
+  }
+
+ private:
+  void ring_and_wait() {
     ++round_;
     if (spins_) {
       words_->to.store(round_, std::memory_order_release);
@@ -111,10 +125,21 @@ class PingPong {
     drain_doorbell(from_.get());
   }
 
- private:
+  // Of the other end: as ranking does, from more memory than caches hold.
+  void read_memory(double seconds) {
+    const double end = now() + seconds;
+    uint64_t sum = 0;
+    while (now() < end) {
+      for (size_t i = 0; i < 8192; ++i) sum += memory_[at_ + i];
+      at_ = (at_ + 8192) % memory_.size();
+    }
+    asm volatile("" : : "r"(sum) : "memory");
+  }
+
   struct Words {
     alignas(64) std::atomic<uint32_t> to{0};
     alignas(64) std::atomic<uint32_t> from{0};
+    double busy_s = 0.0;  // before it answers
   };
   bool spins_;
   Words* words_;
@@ -122,6 +147,8 @@ class PingPong {
   UniqueFd from_;
   pid_t child_ = -1;
   uint32_t round_ = 0;
+  std::vector<uint64_t> memory_ = std::vector<uint64_t>(8U << 20, 1);
+  size_t at_ = 0;
 };
 
 // A stored context and a window on it.
@@ -153,12 +180,19 @@ class Engine {
     for (float& value : values) value = normal(base) + 0.1F * normal(own);
     return values;
   }
-  skv_prefetch_result prefetch(const std::vector<float>& query) {
+  struct Call {
+    skv_prefetch_result result;
+    double seconds;
+  };
+  Call prefetch(const std::vector<float>& query) {
     auto result = sized<skv_prefetch_result>();
-    check(skv_prefetch(window_, query.data(), query.size() * sizeof(float), nullptr, &result),
-          "prefetch");
+    const double start = now();
+    const int code =
+        skv_prefetch(window_, query.data(), query.size() * sizeof(float), nullptr, &result);
+    const double seconds = now() - start;
+    check(code, "prefetch");
     check(skv_readers_done(window_, result.version), "readers_done");
-    return result;
+    return {result, seconds};
   }
 
  private:
@@ -251,6 +285,14 @@ class Engine {
   uint32_t stored_ = 0;
 };
 
+// rounds=N, or as many as medians need.
+int round_count(const Report& report) {
+  for (const std::string& word : report.rest()) {
+    if (word.rfind("rounds=", 0) == 0) return std::clamp(std::atoi(word.c_str() + 7), 1, 1'000'000);
+  }
+  return report.quick() ? 30 : 1200;
+}
+
 // One kind of waiting: asleep, or spinning on both sides.
 void measure(Report& report, const Shape& shape, bool spins) {
   const uint64_t host = (shape.layers * shape.body_bytes() * 5 / 4 >> 26 << 26) + (256U << 20);
@@ -271,18 +313,18 @@ void measure(Report& report, const Shape& shape, bool spins) {
   for (uint32_t seed = 0; seed < 3; ++seed) queries.push_back(engine.query(seed));
 
   PingPong bare(spins);
-  const int rounds = report.quick() ? 30 : 1200;
-  std::vector<double> own, ping, table, copied, rest;
+  const int rounds = round_count(report);
+  std::vector<double> own, ping, idle, table, copied, rest;
   uint64_t moved = 0;
   uint64_t table_bytes = 0;
   std::vector<char> from, to;
   for (int round = -10; round < rounds; ++round) {
     const std::vector<float>& query = queries[static_cast<size_t>(round + 10) % queries.size()];
-    const double start = now();
-    const skv_prefetch_result done = engine.prefetch(query);
-    const double end = now();
-    bare.round();
-    const double pinged = now();
+    const auto [done, call_s] = engine.prefetch(query);
+    const double inside =
+        1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
+    const double ping_s = bare.round(1e-6 * inside);
+    const double idle_s = bare.round(0);
     if (round < 0) continue;
     table_bytes = 17ULL * done.read_blocks + 4ULL * shape.layers * (shape.heads + 1);
     from.resize(table_bytes, 1);
@@ -292,11 +334,10 @@ void measure(Report& report, const Shape& shape, bool spins) {
     asm volatile("" : : "r"(to.data()) : "memory");
     copied.push_back((now() - copying) * 1e6);
     moved += done.bytes_moved;
-    const double inside =
-        1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
-    own.push_back((end - start) * 1e6 - inside);
+    own.push_back(call_s * 1e6 - inside);
     rest.push_back(1e-3 * done.daemon_ns - inside);
-    ping.push_back((pinged - end) * 1e6);
+    ping.push_back(ping_s * 1e6);
+    idle.push_back(idle_s * 1e6);
     table.push_back(1e-3 * done.write_ns);
   }
   if (moved != 0)
@@ -313,8 +354,13 @@ void measure(Report& report, const Shape& shape, bool spins) {
               .target = 1.0,
               .better = Better::kLower});
   report.add({.name = spins ? "prefetch.pingpong.spinning" : "prefetch.pingpong",
-              .of = "doorbells alone" + kind,
+              .of = "doorbells alone, the other end busy for as long" + kind,
               .value = bare_us,
+              .unit = "us",
+              .limit_name = ""});
+  report.add({.name = spins ? "prefetch.pingpong.idle.spinning" : "prefetch.pingpong.idle",
+              .of = "doorbells alone" + kind,
+              .value = median(idle),
               .unit = "us",
               .limit_name = ""});
   report.add({.name = spins ? "prefetch.daemon.spinning" : "prefetch.daemon",
@@ -348,15 +394,13 @@ void measure_in_process(Report& report, const Shape& shape) {
   Engine engine(daemon.socket(), shape, 0, SKV_RANK_CLIENT);
   std::vector<std::vector<float>> queries;
   for (uint32_t seed = 0; seed < 3; ++seed) queries.push_back(engine.query(seed));
-  const int rounds = report.quick() ? 30 : 1200;
+  const int rounds = round_count(report);
   std::vector<double> own, table, copied, call;
   std::vector<char> from, to;
   uint64_t table_bytes = 0;
   for (int round = -10; round < rounds; ++round) {
     const std::vector<float>& query = queries[static_cast<size_t>(round + 10) % queries.size()];
-    const double start = now();
-    const skv_prefetch_result done = engine.prefetch(query);
-    const double end = now();
+    const auto [done, call_s] = engine.prefetch(query);
     if (round < 0) continue;
     table_bytes = 17ULL * done.read_blocks + 4ULL * shape.layers * (shape.heads + 1);
     from.resize(table_bytes, 1);
@@ -367,8 +411,8 @@ void measure_in_process(Report& report, const Shape& shape) {
     copied.push_back((now() - copying) * 1e6);
     const double inside =
         1e-3 * static_cast<double>(uint64_t{done.rank_ns} + done.cut_ns + done.write_ns);
-    own.push_back((end - start) * 1e6 - inside);
-    call.push_back((end - start) * 1e6);
+    own.push_back(call_s * 1e6 - inside);
+    call.push_back(call_s * 1e6);
     table.push_back(1e-3 * done.write_ns);
   }
   report.add({.name = "prefetch.inprocess",

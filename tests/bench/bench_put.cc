@@ -21,6 +21,7 @@
 #include "tests/bench/put_engine.h"
 #include "tests/bench/redis_client.h"
 #include "tests/bench/report.h"
+#include "tiers/checksum.h"
 #include "tiers/copy.h"
 
 namespace skv::bench {
@@ -145,9 +146,7 @@ void Bench::copies() {
       memcpy_s.push_back(limit_.seconds(bytes, count));
       pass_s.push_back(limit_.each(bytes, count, [&](std::byte* to, const std::byte* from) {
         stream.reset();
-        SummedCopy copy(to, &stream);
-        copy.append(from, bytes);
-        copy.finish();
+        stream.copy(to, from, bytes, 4096);
         stores_done();
       }));
       two_s.push_back(limit_.each(bytes, count, [&](std::byte* to, const std::byte* from) {

@@ -37,10 +37,10 @@ Report::Report(int argc, char** argv) {
 
 void Report::add(const Figure& figure) {
   if (figures_.empty()) {
-    std::printf("%-22s %-46s %12s %-6s %12s %7s %7s\n", "name", "case", "value", "unit", "limit",
+    std::printf("%-22s %-62s %12s %-6s %12s %7s %7s\n", "name", "case", "value", "unit", "limit",
                 "ratio", "target");
   }
-  std::printf("%-22s %-46s %12.3f %-6s %12.3f %7.3f ", figure.name.c_str(), figure.of.c_str(),
+  std::printf("%-22s %-62s %12.3f %-6s %12.3f %7.3f ", figure.name.c_str(), figure.of.c_str(),
               figure.value, figure.unit.c_str(), figure.limit, ratio_of(figure));
   if (figure.target != 0) {
     std::printf("%s%6.2f%s", figure.better == Better::kHigher ? ">=" : "<=", figure.target,

@@ -2,9 +2,12 @@
 // behaves.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
+#include <cerrno>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "client/handles.h"
 #include "tests/client/client_fixture.h"
@@ -114,6 +117,23 @@ TEST_F(AbiTest, ClosingTheSessionClosesAllUnderIt) {
   EXPECT_EQ(skv_window_close(window), SKV_E_UNKNOWN_HANDLE);
   EXPECT_EQ(skv_memory_close(memory), SKV_E_UNKNOWN_HANDLE);
   EXPECT_EQ(skv_model_close(model), SKV_E_UNKNOWN_HANDLE);
+}
+
+// The thread's channel of the session outlives it, until the thread has another or exits.
+TEST_F(AbiTest, AClosedSessionMapsNothing) {
+  ASSERT_EQ(append(64), 0);
+  skv_window window = open_window();
+  const std::vector<float> query(96, 1.0F);
+  auto result = sized<skv_prefetch_result>();
+  ASSERT_EQ(skv_prefetch(window, query.data(), 384, nullptr, &result), 0) << skv_last_error();
+  auto info = sized<skv_session_info>();
+  ASSERT_EQ(skv_session_get_info(session, &info), 0);
+  auto* const host = const_cast<void*>(info.host);
+  unsigned char resident = 0;
+  ASSERT_EQ(::mincore(host, 4096, &resident), 0);
+  ASSERT_EQ(skv_session_close(session), 0);
+  EXPECT_EQ(::mincore(host, 4096, &resident), -1);
+  EXPECT_EQ(errno, ENOMEM);
 }
 
 TEST_F(AbiTest, AHoldKeepsMemoryPastItsSession) {

@@ -105,6 +105,7 @@ void FakeServer::stop() {
 
 void FakeServer::on(Verb verb, Twist twist, int times) {
   const std::lock_guard lock(mutex_);
+  if (twist.late) late_released_ = false;
   twists_[verb] = {std::move(twist), times};
 }
 
@@ -158,7 +159,8 @@ void FakeServer::run() {
       serve_channels(*client, prefetch_silent_);
       serve(*client);
     }
-    if (late_released_.exchange(false)) {
+    // One that has not been held yet is released when it is.
+    if (!late_.empty() && late_released_.exchange(false)) {
       for (auto& [client, held] : std::exchange(late_, {})) send(*client, held);
     }
     std::erase_if(late_, [](const auto& held) { return held.first->gone; });

@@ -1,8 +1,11 @@
 // A daemon that goes away, comes back, keeps silent or comes back with something else.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <thread>
 
@@ -120,6 +123,38 @@ TEST_F(ReconnectTest, WindowsLeasesAndStagingEndWithTheirConnection) {
 
   window = open_window();
   EXPECT_EQ(prefetch(window), 0) << skv_last_error();
+}
+
+// A thread that has a channel and sits idle keeps nothing of a daemon that is gone.
+TEST_F(ReconnectTest, HostMemoryIsLetGoOnceConnectedAgain) {
+  ASSERT_EQ(append(64), 0);
+  skv_window window = open_window();
+  std::atomic<int> served{-1};
+  std::atomic<bool> leave{false};
+  std::thread idle([&] {
+    served = prefetch(window);
+    served.notify_all();
+    leave.wait(false);
+  });
+  served.wait(-1);
+  EXPECT_EQ(served, 0);
+  EXPECT_EQ(skv_window_close(window), 0);
+  auto info = sized<skv_session_info>();
+  ASSERT_EQ(skv_session_get_info(session, &info), 0);
+  auto* const host = const_cast<void*>(info.host);
+  skv_hold hold = nullptr;
+  ASSERT_EQ(skv_session_hold(session, &hold), 0);
+
+  restart();
+  EXPECT_EQ(append(1), 0) << skv_last_error();
+  unsigned char resident = 0;
+  EXPECT_EQ(::mincore(host, 4096, &resident), 0);  // the hold
+  EXPECT_EQ(skv_hold_release(hold), 0);
+  EXPECT_EQ(::mincore(host, 4096, &resident), -1);
+  EXPECT_EQ(errno, ENOMEM);
+  leave = true;
+  leave.notify_all();
+  idle.join();
 }
 
 TEST_F(ReconnectTest, MemoryIsRegisteredAgainWhenItIsUsed) {

@@ -101,7 +101,8 @@ INSTANTIATE_TEST_SUITE_P(
                "directory, sessions, deadlines"}},
         Wrong{"SectionIsAValue",
               "data = 3\n",
-              {"t.toml:1: data: 3 is not a table; allowed in [data]: spin, spin_cores"}},
+              {"t.toml:1: data: 3 is not a table; allowed in [data]: spin, spin_cores, "
+               "recall_every"}},
         Wrong{"SizeInWrongUnit",
               "[tiers.host]\nbudget = \"64GB\"\n",
               {"t.toml:2: tiers.host.budget: \"64GB\" is not a size; allowed: 1MiB to 64TiB, as "

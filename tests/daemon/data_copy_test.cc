@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <random>
+#include <span>
 #include <thread>
 
 #include "tests/daemon/data_harness.h"
@@ -18,7 +19,7 @@ class DataCopy : public ::testing::Test {
     }
     return extents;
   }
-  CopyTask task(CopyDirection direction, std::vector<std::byte>& memory) {
+  CopyTask task(CopyDirection direction, std::span<std::byte> memory) {
     CopyTask made;
     made.task = TaskId{1};
     made.session = DataHarness::kSession;
@@ -159,21 +160,27 @@ TEST_F(DataCopy, ASumGoesOnFromOnePutToTheNext) {
 
 // Goal: the sum is that of the bytes in the extent, never of bytes that a client put in their place
 // while they were copied.
-// Method: a second thread changes the source all the time.
+// Method: a second thread changes the source all the time, through a mapping of its own as a client
+// does.
 TEST_F(DataCopy, ASourceThatChangesIsSummedAsItWasCopied) {
   harness_.add_sentences(1);
   const TestSentence& sentence = harness_.sentences()[0];
   const uint64_t k_bytes = sentence.k.size() * 4;
-  std::vector<std::byte> memory(2 * k_bytes);
+  const UniqueFd shared = create_shared_memory("skv-test", 2 * k_bytes).value();
+  const auto map = [&] {
+    return MappedMemory::map(shared.get(), 2 * k_bytes, MappedMemory::Access::kReadWrite).value();
+  };
+  const MappedMemory memory = map();
+  const MappedMemory clients = map();
   std::atomic<bool> stop{false};
   std::thread writer([&] {
-    volatile auto* words = reinterpret_cast<uint64_t*>(memory.data());
+    volatile auto* words = reinterpret_cast<uint64_t*>(clients.data());
     for (uint64_t value = 0; !stop; ++value) {
-      for (size_t i = 0; i < memory.size() / 8; i += 7) words[i] = value;
+      for (size_t i = 0; i < 2 * k_bytes / 8; i += 7) words[i] = value;
     }
   });
   for (int i = 0; i < 50; ++i) {
-    CopyTask put = task(CopyDirection::kPut, memory);
+    CopyTask put = task(CopyDirection::kPut, {memory.data(), 2 * k_bytes});
     put.view = harness_.view(sentence, k_bytes);
     put.sentences = {extents_of(sentence)};
     put.sentences[0].checksum_chunks = {0, 1};

@@ -332,10 +332,10 @@ class DataHarness {
     options.session = kSession;
     options.window = kWindow;
     options.feed = kFeed;
-    options.budget_blocks = 6;
-    options.sink_blocks = 1;
-    options.recent_blocks = 2;
-    options.resident_blocks = 20;
+    options.shape.budget_blocks = 6;
+    options.shape.sink_blocks = 1;
+    options.shape.recent_blocks = 2;
+    options.shape.resident_blocks = 20;
     return options;
   }
   Result<std::unique_ptr<WindowReader>> open_window(const OpenWindow& options) {
@@ -434,13 +434,12 @@ class DataHarness {
     CutScratch cut_scratch;
     RankQuery rank_query{query.data() + ((layer - layers.first) * 4 + head * 2) * 64, 2, 0.125F};
     RankOptions rank_options;
-    rank_options.sink_blocks = options.sink_blocks;
-    rank_options.recent_blocks = options.recent_blocks;
-    rank_options.coarse_blocks = std::max(4 * options.budget_blocks, 512U);
+    rank_options.sink_blocks = options.shape.sink_blocks;
+    rank_options.recent_blocks = options.shape.recent_blocks;
+    rank_options.coarse_blocks = std::max(4 * options.shape.budget_blocks, 512U);
     const RankResult ranked =
         rank_reference(pages.view(layer, head), rank_query, rank_options, scratch);
-    const ReadSet read = cut(
-        ranked, CutOptions{static_cast<CutUnit>(options.cut), options.budget_blocks}, cut_scratch);
+    const ReadSet read = cut(ranked, options.shape.cut_options(layer * 2 + head), cut_scratch);
     return {{read.blocks.begin(), read.blocks.end()},
             {read.sentences.begin(), read.sentences.end()},
             {read.scores.begin(), read.scores.end()},

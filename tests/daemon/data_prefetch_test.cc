@@ -74,6 +74,36 @@ TEST_P(DataPrefetch, ReadSetAndBytesAreTheOracles) {
   EXPECT_EQ(harness.counters().prefetches.load(), 20U);
 }
 
+// Goal: each (layer, head) has its own budget, and no more of it is used than the mass needs.
+TEST_P(DataPrefetch, BudgetsOfHeadsAndMass) {
+  DataHarness harness(setup());
+  harness.add_sentences(12);
+  harness.open_feed();
+  harness.feed(0, 12);
+  OpenWindow options = harness.window_options();
+  options.shape.head_budgets = {0, 1, 2, 3, 6, 6};
+  options.shape.mass = 0.1F;
+  const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
+  const std::unique_ptr<ClientChannel> channel = harness.open_channel();
+  bool mass_ended_one = false;
+  for (int step = 0; step < 10; ++step) {
+    const std::vector<float> query = harness.make_query(kAllLayers);
+    const TestCompletion done = harness.prefetch(*channel, harness.entry(kAllLayers), query);
+    ASSERT_EQ(done.status, 0);
+    for (uint32_t layer = 0; layer < 3; ++layer) {
+      harness.expect_table(*reader, options, kAllLayers, query, layer);
+      for (uint32_t head = 0; head < 2; ++head) {
+        const size_t most = 3 + options.shape.head_budgets[2 * layer + head];
+        const size_t read = reader->read(layer).heads[head].size();
+        EXPECT_LE(read, most);
+        mass_ended_one |= read < most;
+      }
+    }
+    reader->done(done.version);
+  }
+  EXPECT_TRUE(mass_ended_one);
+}
+
 TEST_P(DataPrefetch, LayerByLayerKeepsOneVersionCounter) {
   DataHarness harness(setup());
   harness.add_sentences(6);
@@ -215,7 +245,7 @@ TEST(DataCold, TheNextBestChunksAreReadAhead) {
   // The other is in the next read set: its whole chunk is all there is to read of a wider budget.
   (void)harness.take<ReadAheadChunks>();
   OpenWindow wide = harness.window_options();
-  wide.budget_blocks *= 2;
+  wide.shape.budget_blocks *= 2;
   wide.window = WindowId{77};
   const std::unique_ptr<WindowReader> wide_reader = harness.open_window(wide).value();
   TestSubmission again = harness.entry(kAllLayers);
@@ -395,7 +425,7 @@ TEST(DataVersions, ATightResidentSetIsBusyUntilTheReaderIsDone) {
   harness.open_feed();
   harness.feed(0, 20);
   OpenWindow options = harness.window_options();
-  options.resident_blocks = 9;  // the read set and nothing more
+  options.shape.resident_blocks = 9;  // the read set and nothing more
   const std::unique_ptr<WindowReader> reader = harness.open_window(options).value();
   const std::unique_ptr<ClientChannel> channel = harness.open_channel();
   const std::vector<float> first = harness.make_query(kAllLayers);

@@ -343,7 +343,7 @@ TEST_F(DataSession, AResidentSetBelowTheReadSetIsRefused) {
   harness_ = std::make_unique<DataHarness>();
   harness_->open_feed();
   OpenWindow options = harness_->window_options();
-  options.resident_blocks = 8;
+  options.shape.resident_blocks = 8;
   EXPECT_EQ(harness_->open_window(options).error().code, ErrorCode::kInvalidArgument);
 }
 

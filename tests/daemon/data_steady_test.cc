@@ -84,8 +84,8 @@ class SteadyState : public ::testing::TestWithParam<bool> {
     harness_->open_feed();
     harness_->feed(0, 40);
     OpenWindow options = harness_->window_options();
-    options.budget_blocks = 60;
-    options.resident_blocks = 200;
+    options.shape.budget_blocks = 60;
+    options.shape.resident_blocks = 200;
     reader_ = harness_->open_window(options).value();
     channel_ = harness_->open_channel();
     for (int i = 0; i < 3; ++i) queries_.push_back(harness_->make_query(kAllLayers));

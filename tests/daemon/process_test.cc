@@ -218,7 +218,7 @@ TEST(SkvctlTest, ShowsStatusAndContexts) {
   for (const char* part : {"health         ok, skvd ", "tier device    none",
                            "tier host      0 B of "
                            "32.0 MiB",
-                           "tier nvme ", "prefetches     0, p50 "}) {
+                           "tier nvme ", "prefetches     0, p50 ", "recall         not seen yet"}) {
     EXPECT_THAT(table.output, HasSubstr(part));
   }
   const Ran json = run(program("skvctl") + " status --json" + at);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <thread>
 
@@ -246,6 +247,10 @@ TEST_F(ServerTest, FieldsAreChecked) {
   refused(Verb::kChannelOpen, ChannelOpen{0}, ErrorCode::kTooLarge, "argument_area_bytes");
   refused(Verb::kChannelOpen, ChannelOpen{1ULL << 40}, ErrorCode::kTooLarge, "argument_area_bytes");
   refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 3}, kBad, "rank_in");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, NAN}, kBad, "mass is nan");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, 1.5F}, kBad, "mass is 1.5");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, 0, {1, 1, 1, 1, 1, 1, 1}},
+          kBad, "7 head_budgets for a model of");
   refused(Verb::kWindowFill, WindowFill{12345, 1, 1, 0, {0}, {0}}, ErrorCode::kUnknownHandle,
           "window 12345");
   refused(Verb::kFlush, Flush{9}, ErrorCode::kUnsupported, "level 9");

@@ -43,6 +43,8 @@ std::string type_name() {
     return "StridedKv";
   } else if constexpr (std::is_same_v<T, std::array<uint8_t, 16>>) {
     return "u8[16]";
+  } else if constexpr (std::is_same_v<T, float>) {
+    return "f32";
   } else if constexpr (std::is_unsigned_v<T>) {
     return "u" + std::to_string(8 * sizeof(T));
   } else {
@@ -169,11 +171,12 @@ std::string window() {
   out << layout("WindowHeader", sizeof(WindowHeader),
                 {SKV_MEMBER(WindowHeader, magic), SKV_MEMBER(WindowHeader, version),
                  SKV_MEMBER(WindowHeader, layer_count), SKV_MEMBER(WindowHeader, width),
-                 SKV_MEMBER(WindowHeader, slot_unit_bytes), SKV_MEMBER(WindowHeader, reserved),
+                 SKV_MEMBER(WindowHeader, slot_unit_bytes), SKV_MEMBER(WindowHeader, recall_every),
                  SKV_MEMBER(WindowHeader, slots_bytes), SKV_MEMBER(WindowHeader, touched_offset),
                  SKV_MEMBER(WindowHeader, readers_done), SKV_MEMBER(WindowHeader, making),
                  SKV_MEMBER(WindowHeader, prefetches), SKV_MEMBER(WindowHeader, read_blocks),
-                 SKV_MEMBER(WindowHeader, misses)})
+                 SKV_MEMBER(WindowHeader, misses), SKV_MEMBER(WindowHeader, recall_rankings),
+                 SKV_MEMBER(WindowHeader, recall_wanted), SKV_MEMBER(WindowHeader, recall_found)})
       << '\n'
       << layout("LayerTableHeader", sizeof(LayerTableHeader),
                 {SKV_MEMBER(LayerTableHeader, current), SKV_MEMBER(LayerTableHeader, reserved)})

@@ -2,6 +2,13 @@
 
 #include <hwy/targets.h>
 
+#include <cstring>
+#include <limits>
+
+#include "ipc/layout/half.h"
+#include "kernels/vectors.h"
+#include "tests/kernels/synthetic.h"
+
 namespace skv {
 namespace {
 
@@ -60,6 +67,55 @@ TEST(RankTargets, AreSaid) {
   any_target();
   std::printf("rank targets: %s; chosen: %s\n", names.c_str(), rank_target());
   EXPECT_GE(backends().size(), 2U);
+}
+
+// Goal: the same keys give the same vectors on every instruction set, so that whoever derived them
+// does not show.
+// Method: shapes with and without whole vectors of 16 channels, every dtype, a mask, and keys that
+// are huge, subnormal or not finite.
+TEST(DeriveTargets, WriteTheSame) {
+  std::vector<std::byte> first;
+  for (int64_t left = hwy::SupportedTargets(); left != 0; left &= left - 1) {
+    const int64_t target = left & -left;
+    choose_target(target);
+    std::vector<std::byte> records;
+    synthetic::Noise noise(6);
+    for (const uint32_t k_dim : {8U, 24U, 128U}) {
+      for (const BodyDtype dtype : {BodyDtype::kFp32, BodyDtype::kFp16, BodyDtype::kBf16}) {
+        std::vector<uint8_t> mask(40, 1);
+        mask[3] = mask[4] = mask[5] = 0;
+        std::vector<std::byte> bytes(size_t{40} * k_dim * dtype_bytes(dtype));
+        for (size_t i = 0; i < size_t{40} * k_dim; ++i) {
+          float key = noise.normal();
+          if (i % 97 == 0) key *= 1e30F;
+          if (i % 89 == 0) key *= 1e-6F;
+          if (i == 5) key = std::numeric_limits<float>::infinity();
+          if (i == 6) key = std::numeric_limits<float>::quiet_NaN();
+          const uint16_t small =
+              dtype == BodyDtype::kFp16 ? float_to_half(key) : float_to_bfloat(key);
+          std::memcpy(bytes.data() + i * dtype_bytes(dtype),
+                      dtype == BodyDtype::kFp32 ? static_cast<const void*>(&key) : &small,
+                      dtype_bytes(dtype));
+        }
+        KeyRows rows;
+        rows.blocks = bytes.data();
+        rows.row_stride = size_t{k_dim} * dtype_bytes(dtype);
+        rows.block_stride = 8 * rows.row_stride;
+        rows.dtype = dtype;
+        rows.block_count = 5;
+        rows.block_tokens = 8;
+        rows.k_dim = k_dim;
+        std::vector<std::byte> record(
+            VectorRecordLayout::of(IndexKind::kMeanSpreadRuns, k_dim, 20).bytes);
+        DeriveScratch scratch;
+        derive_record(rows, {IndexKind::kMeanSpreadRuns, 2}, mask.data(), record, scratch);
+        records.insert(records.end(), record.begin(), record.end());
+      }
+    }
+    if (first.empty()) first = records;
+    EXPECT_TRUE(records == first) << hwy::TargetName(target);
+  }
+  any_target();
 }
 
 }  // namespace

@@ -41,29 +41,6 @@ TEST(CopyAroundCaches, CopiesExactlyTheRange) {
   }
 }
 
-// Goal: pieces of any size end up one behind the other, with the sum of the whole.
-TEST(SummedCopy, PiecesMakeTheWholeAndItsSum) {
-  const std::vector<std::byte> from = noise(70'001);
-  for (const size_t step : {size_t{1}, size_t{100}, size_t{4096}, size_t{9000}, from.size()}) {
-    std::vector<std::byte> to(from.size());
-    ChecksumStream stream;
-    SummedCopy copy(to.data(), &stream);
-    for (size_t at = 0; at < from.size(); at += step) {
-      copy.append(from.data() + at, std::min(step, from.size() - at));
-    }
-    copy.finish();
-    stores_done();
-    EXPECT_EQ(to, from) << step;
-    EXPECT_EQ(stream.sum(), checksum(from)) << step;
-  }
-  std::vector<std::byte> to(from.size());
-  SummedCopy unsummed(to.data(), nullptr);
-  unsummed.append(from.data(), from.size());
-  unsummed.finish();
-  stores_done();
-  EXPECT_EQ(to, from);
-}
-
 // Goal: every move of every batch is there when run() returns, whoever copied it.
 // Method: batches below and above what wakes helpers, many in a row, so that a helper that comes
 // late finds the next batch; each writes its own pattern over the whole slab.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -139,13 +139,20 @@ class Context(Handle):
 
     def window(self, budget_blocks: int, *, sink_blocks: int = 0, recent_blocks: int = 0,
                resident_blocks: int = 0, cut: Cut = Cut.BLOCK, coarse_blocks: int = 0,
-               rank_in: RankIn = RankIn.AUTO) -> Window:
+               rank_in: RankIn = RankIn.AUTO, mass: float = 0.0,
+               head_budgets: Optional[Sequence[int]] = None) -> Window:
         """A working set of so many blocks per (layer, kv head). resident_blocks 0: 2.5 times the sum
-        of the others. rank_in AUTO: in the client where windows read host memory in place."""
+        of the others. rank_in AUTO: in the client where windows read host memory in place. mass
+        above 0: no more ranked blocks than bring the estimated share of attention to that.
+        head_budgets: ranked blocks of each (layer, kv head), layer by layer, at most
+        budget_blocks."""
+        budgets = as_u32([] if head_budgets is None else head_budgets, "head_budgets")
         options = _abi.WindowOptions(
             budget_blocks=budget_blocks, sink_blocks=sink_blocks, recent_blocks=recent_blocks,
             resident_blocks=resident_blocks, cut=int(cut), coarse_blocks=coarse_blocks,
-            rank_in=int(rank_in))
+            rank_in=int(rank_in), mass=mass, head_budget_count=budgets.size,
+            head_budgets=budgets.ctypes.data_as(ctypes.POINTER(ctypes.c_uint32))
+            if budgets.size else None)
         handle = ctypes.c_void_p()
         check(lib.skv_window_open(self._handle, ctypes.byref(options), ctypes.byref(handle)))
         return Window(self, handle)

@@ -26,6 +26,7 @@ kind = "{device}"
 budget = "16MiB"
 [data]
 spin = "0ns"
+recall_every = {recall_every}
 [sessions]
 staging = "256KiB"
 """
@@ -44,11 +45,13 @@ def _die_with_parent() -> None:
 class Daemon:
     """start() waits until it listens; stop() is SIGTERM, kill() SIGKILL; the files stay between."""
 
-    def __init__(self, device: str = "emulated", host: str = "16MiB", nvme: bool = False) -> None:
+    def __init__(self, device: str = "emulated", host: str = "16MiB", nvme: bool = False,
+                 recall_every: int = 0) -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="skv-py-", dir="/tmp"))
         self.socket = str(self.directory / "s")
         self.process: "subprocess.Popen[bytes] | None" = None
-        config = _CONFIG.format(socket=self.socket, host=host, device=device)
+        config = _CONFIG.format(socket=self.socket, host=host, device=device,
+                                recall_every=recall_every)
         if nvme:
             config += _NVME.format(path=self.directory / "bodies.skv")
         (self.directory / "skvd.toml").write_text(config)

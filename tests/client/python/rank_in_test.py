@@ -74,6 +74,50 @@ class RankInTest(unittest.TestCase):
                     self.assertEqual(result.misses, 0)
                     self.assertEqual(result.daemon_us, 0)
 
+    def test_the_recall_of_the_coarse_stage(self) -> None:
+        daemon = self.start(device="none", recall_every=1)
+        engine = self.engine(daemon, "recall", tokens=6000)
+        engine.put()
+        whole = engine.context.window(100, coarse_blocks=10_000, rank_in=skv.RankIn.DAEMON)
+
+        def chosen(window: skv.Window, seed: int) -> List[set]:
+            done = window.prefetch(engine.query(seed))
+            tables = [window.table(layer) for layer in range(LAYERS)]
+            sets = [set(t.block[t.indptr[head]:t.indptr[head + 1]].tolist())
+                    for t in tables for head in range(HEADS)]
+            window.readers_done(done.version)
+            return sets
+
+        expected = {"rankings": 0, "wanted": 0, "found": 0}
+        for rank_in in (skv.RankIn.DAEMON, skv.RankIn.CLIENT):
+            with engine.context.window(100, rank_in=rank_in) as window:
+                for seed in range(4):
+                    for full, coarse in zip(chosen(whole, seed), chosen(window, seed)):
+                        expected["rankings"] += 1
+                        expected["wanted"] += len(full)
+                        expected["found"] += len(full & coarse)
+            # What a client counts is collected when its window closes, if not before.
+            self.assertEqual(engine.session.stat()["prefetch"]["recall"], expected)
+        self.assertLess(expected["found"], expected["wanted"])
+        self.assertGreater(expected["found"], 0)
+
+    def test_mass_and_budgets_of_heads(self) -> None:
+        daemon = self.start(device="none")
+        engine = self.engine(daemon, "budgets", tokens=3000)
+        engine.put()
+        heads = LAYERS * HEADS
+        options = dict(sink_blocks=1, mass=0.7, head_budgets=[2 * (i % 6) for i in range(heads)])
+        here = engine.context.window(10, rank_in=skv.RankIn.CLIENT, **options)
+        there = engine.context.window(10, rank_in=skv.RankIn.DAEMON, **options)
+        for result in self.same(engine, here, there, range(4)):
+            self.assertLessEqual(result.read_blocks, sum(1 + 2 * (i % 6) for i in range(heads)))
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"3 head_budgets for a model of"):
+            engine.context.window(10, head_budgets=[1, 2, 3])
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"head_budgets\[1\] is 11"):
+            engine.context.window(10, head_budgets=[10, 11] + [0] * (heads - 2))
+        with self.assertRaisesRegex(skv.InvalidArgumentError, r"mass is 2"):
+            engine.context.window(10, mass=2.0)
+
     def test_a_context_that_grows_and_shares(self) -> None:
         daemon = self.start(device="none")
         engine = self.engine(daemon, "grows", tokens=6000)
