@@ -24,11 +24,19 @@ class Ranking {
         query_(call.query),
         options_(call.options),
         s_(call.scratch),
-        sentences_padded_(padded_to_16(view_.sentence_count)) {}
+        sentences_padded_(padded_to_16(view_.sentence_count)) {
+    if (view_.kind == IndexKind::kMean) {
+      runs_per_block_ = 1;
+      run_tokens_ = static_cast<float>(view_.block_tokens);
+    } else {
+      runs_per_block_ = view_.block_tokens / view_.run_tokens;
+      run_tokens_ = static_cast<float>(view_.run_tokens);
+    }
+  }
 
   void run() {
-    s_.reserve(view_.sentence_count, view_.end_block, query_.query_count, view_.k_dim,
-               query_.row_count);
+    s_.reserve(view_.sentence_count, view_.end_block, view_.end_block * runs_per_block_,
+               query_.query_count, view_.k_dim, query_.row_count);
     recent_first_ = call_.recent_first();
     sink_end_ = call_.sink_end();
     full_scan_ = view_.kind == IndexKind::kMean ||
@@ -39,6 +47,7 @@ class Ranking {
       choose_sentences(i);
       list_blocks(s_.rows[i]);
     }
+    place_logits();
     if (view_.kind == IndexKind::kMean) {
       for (uint32_t i = 0; i < query_.row_count; ++i) take_means(i);
     } else {
@@ -57,6 +66,11 @@ class Ranking {
     for (size_t i = 0; i < count; ++i) {
       s_.query[i] = query_.queries[i] * factor;
       s_.query_square[i] = s_.query[i] * s_.query[i];
+    }
+    const size_t padded = padded_to_line(view_.k_dim);
+    for (uint32_t q = 0; q < call_.queries(); ++q) {
+      line_query(s_.query.data() + size_t{q} * view_.k_dim, view_.k_dim,
+                 s_.query_lines.data() + q * padded);
     }
   }
 
@@ -129,14 +143,26 @@ class Ranking {
     row.block_count = count;
   }
 
-  // Fills fine_max [query][fine sentence] and block_sums [query][block] of every row. A sentence
-  // that several rows chose is read for all of them while it is in the nearest cache.
+  // Where the logits of each row's runs go. kMean has one for each block: what its mean says.
+  void place_logits() {
+    size_t first = 0;
+    for (uint32_t i = 0; i < query_.row_count; ++i) {
+      RankRow& row = s_.rows[i];
+      row.logits_first = first;
+      row.logits_stride = padded_to_16(row.block_count * runs_per_block_) + kFlatRoom;
+      first += query_.query_count * row.logits_stride;
+    }
+  }
+
+  // Fills the logits of every row. A sentence that several rows chose is read for all of them while
+  // it is in the nearest cache.
   void scan_fine() {
     struct Place {
       uint32_t fine = 0;
       uint32_t block = 0;
     };
     Place places[kRankQueriesMax];
+    const uint32_t padded = padded_to_line(view_.k_dim);
     for (;;) {
       uint32_t sentence = view_.sentence_count;
       for (uint32_t i = 0; i < query_.row_count; ++i) {
@@ -148,15 +174,14 @@ class Ranking {
       if (sentence == view_.sentence_count) return;
       FineJob job = fine_job(sentence);
       for (uint32_t i = 0; i < query_.row_count; ++i) {
-        RankRow& row = s_.rows[i];
+        const RankRow& row = s_.rows[i];
         Place& at = places[i];
         if (at.fine == row.fine_count || row.sentences[at.fine] != sentence) continue;
-        job.query = s_.query.data() + size_t{i} * query_.query_count * view_.k_dim;
+        ++at.fine;
+        job.query_lines = s_.query_lines.data() + size_t{i} * query_.query_count * padded;
         job.mean_dots = mean_dots_of(i, 0) + sentence;
-        job.max_stride = padded_to_16(row.fine_count);
-        job.sentence_max = row.fine_max.data() + at.fine++;
-        job.sum_stride = row.block_count;
-        job.block_sums = row.block_sums.data() + at.block;
+        job.logits = s_.logits.data() + row.logits_first + size_t{at.block} * runs_per_block_;
+        job.logit_stride = row.logits_stride;
         job.next = at.fine < row.fine_count ? fine_bytes(row.sentences[at.fine]) : job.fine;
         ops_.fine(job);
         at.block += view_.sentences[sentence].block_count;
@@ -168,10 +193,7 @@ class Ranking {
   FineJob fine_job(uint32_t sentence) const {
     FineJob job;
     job.k_dim = view_.k_dim;
-    job.runs_per_block = view_.block_tokens / view_.run_tokens;
-    job.run_tokens = static_cast<float>(view_.run_tokens);
     job.query_count = query_.query_count;
-    job.query_scale = s_.query_scale.data();
     job.mean_stride = sentences_padded_;
     const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view_.kind, view_.k_dim);
     const std::byte* area = view_.pages[sentence / kPageSentences] + view_.area_offset;
@@ -196,68 +218,51 @@ class Ranking {
 
   // kMean: every token of a sentence weighs as its mean does.
   void take_means(uint32_t row_index) {
-    RankRow& row = s_.rows[row_index];
+    const RankRow& row = s_.rows[row_index];
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       const float* mean_dots = mean_dots_of(row_index, q);
-      float* fine_max = row.fine_max.data() + size_t{q} * padded_to_16(row.fine_count);
-      for (uint32_t i = 0; i < row.fine_count; ++i) fine_max[i] = clean_logit(mean_dots[i]);
-      std::fill_n(row.block_sums.data() + size_t{q} * row.block_count, row.block_count,
-                  static_cast<float>(view_.block_tokens));
+      float* to = s_.logits.data() + row.logits_first + q * row.logits_stride;
+      for (uint32_t i = 0; i < row.fine_count; ++i) {
+        const uint32_t sentence = row.sentences[i];
+        const uint32_t count = view_.sentences[sentence].block_count;
+        std::fill_n(to, count, clean_logit(mean_dots[sentence]));
+        to += count;
+      }
     }
   }
 
   void score(uint32_t row_index) {
     RankRow& row = s_.rows[row_index];
-    const uint32_t fine_padded = padded_to_16(row.fine_count);
+    const uint32_t blocks = row.block_count;
+    const uint32_t runs = blocks * runs_per_block_;
     float* scores = row.scores.data();
-    std::fill_n(scores, row.block_count, 0.0F);
     row.skipped_mass = 0.0F;
     for (uint32_t q = 0; q < query_.query_count; ++q) {
-      float* fine_max = row.fine_max.data() + size_t{q} * fine_padded;
-      const float* sums = row.block_sums.data() + size_t{q} * row.block_count;
+      float* masses = s_.logits.data() + row.logits_first + q * row.logits_stride;
       const float* coarse = coarse_of(row_index, q);
-      sum_sentences(row, sums);
-      std::fill(fine_max + row.fine_count, fine_max + fine_padded, kLogitNone);
-      float max = ops_.max_of(fine_max, fine_padded);
-      if (!row.full_scan) max = std::max(max, ops_.max_of(coarse, sentences_padded_));
+      std::fill(masses + runs, masses + padded_to_16(runs), kLogitNone);
+      float max = ops_.max_of(masses, padded_to_16(runs));
       float skipped = 0.0F;
       if (!row.full_scan) {
+        max = std::max(max, ops_.max_of(coarse, sentences_padded_));
         skipped = ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
       }
-      const float ranked =
-          ops_.weigh(fine_max, s_.sentence_sums.data(), max, fine_padded, s_.weights.data());
-      const float sum = max == kLogitNone ? 0.0F : ranked + skipped;
+      const float ranked = call_.flat_ops.masses(masses, max, runs, runs_per_block_, run_tokens_);
+      const bool any = max != kLogitNone;
+      const float sum = any ? ranked + skipped : 0.0F;
       const float factor = RankCall::share_factor(max, sum);
-      row.normalisers[q] = {max == kLogitNone ? 0.0F : max, sum};
+      row.normalisers[q] = {any ? max : 0.0F, sum};
       reduce_into(row.skipped_mass, skipped * factor);
-      uint32_t block = 0;
-      for (uint32_t i = 0; i < row.fine_count; ++i) {
-        const float share = s_.weights[i] * factor;
-        const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
-        if (options_.reduction == RankReduction::kMean) {
-          for (; block < end; ++block) scores[block] = scores[block] + sums[block] * share;
-        } else {
-          for (; block < end; ++block) scores[block] = std::max(scores[block], sums[block] * share);
-        }
+      if (q == 0) {
+        call_.flat_ops.first_share(masses, factor, blocks, scores);
+      } else {
+        ops_.add(masses, factor, options_.reduction, padded_to_16(blocks), scores);
       }
     }
-    if (options_.reduction == RankReduction::kMax) return;
+    if (options_.reduction == RankReduction::kMax || query_.query_count == 1) return;
     const float group = 1.0F / static_cast<float>(query_.query_count);
-    for (uint32_t block = 0; block < row.block_count; ++block) scores[block] *= group;
+    call_.flat_ops.first_share(scores, group, blocks, scores);
     row.skipped_mass *= group;
-  }
-
-  // Per fine sentence, its block sums added in ascending order.
-  void sum_sentences(const RankRow& row, const float* sums) {
-    uint32_t block = 0;
-    for (uint32_t i = 0; i < row.fine_count; ++i) {
-      const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
-      float total = 0.0F;
-      for (; block < end; ++block) total = total + sums[block];
-      s_.sentence_sums[i] = total;
-    }
-    std::fill(s_.sentence_sums.data() + row.fine_count,
-              s_.sentence_sums.data() + padded_to_16(row.fine_count), 0.0F);
   }
 
   void reduce_into(float& total, float share) const {
@@ -304,6 +309,8 @@ class Ranking {
   const RankOptions& options_;
   RankScratch& s_;
   uint32_t sentences_padded_;
+  uint32_t runs_per_block_;
+  float run_tokens_;
   uint32_t sink_end_ = 0;
   uint32_t recent_first_ = 0;
   bool full_scan_ = true;
@@ -330,23 +337,32 @@ std::span<const RankResult> rank_with(const RankOps& ops,
 
 }  // namespace
 
+void line_query(const float* query, uint32_t k_dim, float* to) {
+  for (uint32_t line = 0; line < k_dim; line += kLineChannels, to += kLineChannels) {
+    const uint32_t half = std::min(k_dim - line, kLineChannels) / 2;
+    std::fill_n(to, kLineChannels, 0.0F);
+    std::copy_n(query + line, half, to);
+    std::copy_n(query + line + half, half, to + kLineChannels / 2);
+  }
+}
+
 float RankCall::share_factor(float max, float sum) { return max == kLogitNone ? 0.0F : 1.0F / sum; }
 
 // The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void RankScratch::reserve(uint32_t sentence_count,
                           uint32_t block_total,
+                          uint32_t run_total,
                           uint32_t query_count,
                           uint32_t k_dim,
                           uint32_t row_count) {
   const size_t sentence_room = padded_to_16(sentence_count);
   const size_t queries = size_t{query_count} * row_count;
-  // A vector of 16 channels may reach 8 past the last row.
-  room(query, queries * k_dim + 8);
+  room(query, queries * k_dim);
   room(query_square, queries * k_dim);
-  room(query_scale, size_t{query_count} * k_dim + 8);
+  room(query_lines, queries * padded_to_line(k_dim));
+  room(logits, queries * (size_t{padded_to_16(run_total)} + kFlatRoom));
   room(mean_dots, queries * sentence_room);
   room(coarse, queries * sentence_room);
-  room(sentence_sums, sentence_room);
   room(shares, sentence_room);
   room(weights, sentence_room);
   room(block_counts, sentence_room);
@@ -356,10 +372,8 @@ void RankScratch::reserve(uint32_t sentence_count,
   if (results.size() < row_count) results.resize(row_count);
   for (uint32_t i = 0; i < row_count; ++i) {
     RankRow& row = rows[i];
-    room(row.fine_max, query_count * sentence_room);
-    room(row.block_sums, size_t{query_count} * block_total);
     room(row.counts, sentence_room);
-    room(row.scores, block_total);
+    room(row.scores, padded_to_16(block_total));
     room(row.blocks, block_total);
     room(row.block_sentences, block_total);
     room(row.sentences, sentence_room);

@@ -69,9 +69,7 @@ struct RankResult {
 
 // What rank leaves of one row.
 struct RankRow {
-  std::vector<float> fine_max;    // [query][fine sentence]: largest logit
-  std::vector<float> block_sums;  // [query][fine block]: mass relative to that
-  std::vector<float> counts;      // tokens of the sentences that were not ranked finely
+  std::vector<float> counts;  // tokens of the sentences that were not ranked finely
   std::vector<float> scores;
   std::vector<uint32_t> blocks;
   std::vector<uint32_t> block_sentences;
@@ -79,6 +77,8 @@ struct RankRow {
   std::vector<RankNormaliser> normalisers;
   uint32_t fine_count = 0;  // sentences
   uint32_t block_count = 0;
+  size_t logits_first = 0;  // of query 0, in RankScratch::logits
+  size_t logits_stride = 0;
   float skipped_mass = 0.0F;
   bool full_scan = true;
 };
@@ -88,8 +88,12 @@ struct RankRow {
 class RankScratch {
  public:
   // `queries` are those of one row.
-  void reserve(
-      uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim, uint32_t rows = 1);
+  void reserve(uint32_t sentences,
+               uint32_t blocks,
+               uint32_t runs,
+               uint32_t queries,
+               uint32_t k_dim,
+               uint32_t rows = 1);
   void reserve_flat(
       uint32_t blocks, uint32_t runs, uint32_t queries, uint32_t k_dim, uint32_t rows);
   void reserve_best(
@@ -100,16 +104,15 @@ class RankScratch {
   std::vector<float> query;         // [query][k_dim], times softmax_scale * log2(e)
   std::vector<float> query_square;  // [query][k_dim]; of flat kinds see FlatQueries::second
   std::vector<float> query_spread;  // [query][k_dim / 4][16], see spread_query
-  std::vector<float> query_scale;   // [query][k_dim], times the sentence's residual scale
+  std::vector<float> query_lines;   // [query][padded_to_line(k_dim)], see line_query
   std::vector<int8_t>
       query_steps;  // [query][2][k_dim] of kInt8 and kInt4, [query][k_dim] of sketches
   std::vector<int32_t> query_offsets;  // [query][2]
   std::vector<float> query_factors;    // [query]
   std::vector<float> mean_dots;        // [query][sentence]
   std::vector<float> coarse;           // [query][sentence]: log2 of the mass per token
-  std::vector<float> logits;           // flat kinds: [query][run], then masses [query][block]
+  std::vector<float> logits;           // [query][run], then masses [query][block]
   std::vector<float> maxima;           // [query]
-  std::vector<float> sentence_sums;
   std::vector<float> shares;
   std::vector<float> weights;
   std::vector<uint32_t> block_counts;

@@ -26,23 +26,25 @@ struct CoarseJob {
 
 // The runs of one sentence.
 struct FineJob {
-  const std::byte* fine = nullptr;  // scale codes, then tiles
+  const std::byte* fine = nullptr;  // scale codes, then residuals
   const std::byte* next = nullptr;  // what is read after this sentence: asked for on the way
   float scale_m = 0.0F;
   uint32_t k_dim = 0;
   uint32_t runs = 0;
-  uint32_t runs_per_block = 0;
-  float run_tokens = 0.0F;
-  const float* query = nullptr;
+  const float* query_lines = nullptr;  // [query][padded_to_line(k_dim)], see line_query
   uint32_t query_count = 0;
-  float* query_scale = nullptr;      // working memory, [query][k_dim]
   const float* mean_dots = nullptr;  // of this sentence and query 0
   size_t mean_stride = 0;
-  float* sentence_max = nullptr;  // of this sentence and query 0
-  size_t max_stride = 0;
-  float* block_sums = nullptr;  // of the sentence's first block and query 0
-  size_t sum_stride = 0;
+  float* logits = nullptr;  // of its first run and query 0; up to 15 behind its last are written too
+  size_t logit_stride = 0;
 };
+
+inline constexpr uint32_t kFineSteps = 127;       // of the largest channel of query times scale
+inline constexpr float kFineStepsMin = 0x1p-100F;  // below there are no steps
+
+// A query in the order in which lines of residuals have its channels, the last one padded with 0:
+// 16 channels go with the low halves of a line, 16 with the high ones.
+void line_query(const float* query, uint32_t k_dim, float* to);
 
 // Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
 struct FlatQueries {
@@ -92,8 +94,7 @@ struct FlatOps {
 
 struct RankOps {
   void (*coarse)(const CoarseJob& job);
-  // Per query: the largest logit of the sentence, and per block run_tokens times the sum of
-  // 2^(logit - that).
+  // Logits of runs.
   void (*fine)(const FineJob& job);
   // Arrays of these are padded to a multiple of 16.
   float (*max_of)(const float* values, size_t count);

@@ -18,7 +18,7 @@ inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse 
 // of coarse tiles of 64, from a page base that is aligned to 64.
 //
 //   4 coarse tiles: mean fp16 [d][16], spread codes u8 [d][16], spread_m fp16 [16], scale_m fp16
-//   [16]; then per sentence, back to back: scale codes u8 [d], fine tiles as in the blob
+//   [16]; then per sentence, back to back: scale codes u8 [d], its runs by fours (ResidualPlace)
 // kMean has the means only. Flat kinds: kernels/flat_pages.h.
 struct RankAreaLayout {
   static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
@@ -32,9 +32,32 @@ struct RankAreaLayout {
   }
   // Fine bytes of a sentence are k_dim * fine_units: one byte of scale code and stored_runs / 2.
   static constexpr uint32_t fine_units(uint32_t runs) { return 1 + stored_runs(runs) / 2; }
-  // Scanners load 8 bytes of residuals at a time, so the last row may be read past its end.
+  // Scanners load whole lines, so the last of a sentence may be read past its end.
   static constexpr uint32_t kOverread = 64;
 };
+
+// Residuals beside a sentence's scale codes. Four runs are 2 * k_dim bytes: a line of 64 for every
+// 32 channels, and a shorter one for what is left. A line of c channels is [c / 8][run][4] bytes:
+// byte b of group g has in its low half channel 4 g + b of the line, in its high half c / 2
+// further. Stored as residual + 8, so never below 0. So a lane of 32 bits is a run, whatever the
+// width of vectors, and a sentence of any length fills them.
+inline constexpr uint32_t kQuadRuns = 4;
+inline constexpr uint32_t kLineChannels = 32;
+struct ResidualPlace {
+  uint32_t byte;
+  uint32_t shift;  // 0 or 4
+};
+constexpr uint32_t quad_bytes(uint32_t k_dim) { return 2 * k_dim; }
+constexpr ResidualPlace residual_place(uint32_t k_dim, uint32_t run, uint32_t channel) {
+  const uint32_t line = channel / kLineChannels * kLineChannels;
+  const uint32_t half = (k_dim - line < kLineChannels ? k_dim - line : kLineChannels) / 2;
+  const uint32_t at = (channel - line) % half;
+  return {run / kQuadRuns * quad_bytes(k_dim) + 2 * line + at / 4 * 16 + run % kQuadRuns * 4 + at % 4,
+          channel - line < half ? 0U : 4U};
+}
+constexpr uint32_t padded_to_line(uint32_t k_dim) {
+  return (k_dim + kLineChannels - 1) / kLineChannels * kLineChannels;
+}
 
 struct RankSentence {
   uint32_t first_block = 0;

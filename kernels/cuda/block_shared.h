@@ -19,7 +19,7 @@ inline constexpr uint32_t kSumLanes = 16;
 struct BlockShared {
   uint32_t histogram[kHistogramBuckets];
   float scaled[kHeadDimMax];  // one query times the residual scales of one sentence
-  float logits[kSentenceTokensMax];
+  int8_t steps[kHeadDimMax];  // the same in steps
   float lanes[kSumLanes];
 };
 static_assert(sizeof(BlockShared) <= 16 * 1024);

@@ -40,6 +40,9 @@ SKV_BODY inline float clean(float logit) {
   return (logit < 0.0F ? -logit : logit) <= kLogitMax ? logit : kLogitNone;
 }
 
+SKV_BODY inline bool is_finite(float value) {
+  return (float_to_bits(value) & 0x7F800000U) != 0x7F800000U;
+}
 SKV_BODY inline float larger(float a, float b) { return a < b ? b : a; }
 SKV_BODY inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 

@@ -201,6 +201,13 @@ def neighbours(values):
     return values[0]
 
 
+def in_steps(values, count):
+    """Whole numbers of steps, the largest value being `count` of them, and the step."""
+    largest = max(abs(x) for x in values)
+    per_step = f32(count / largest)
+    return [F(round(f32(x * per_step))) for x in values], f32(largest / count)
+
+
 def main(path):
     records = [derive(s) for s in range(SENTENCES)]
     tokens = [F(blocks_of(s) * BLOCK) for s in range(SENTENCES)]
@@ -239,38 +246,25 @@ def main(path):
     skipped_mass = F(0)
     normalisers = []
     for q in range(QUERIES):
-        top_of, sums_of, totals = [], [], []
+        logits = []
         for s in chosen:
             r = records[s]
             t = [f32(queries[q][d] * f32(r["scale_m"] * T[r["scale_codes"][d]])) for d in range(D)]
-            logits = [clean(f32(fma_dot(t, [F(x) for x in run]) + dots[q][s]))
-                      for run in r["residuals"]]
-            top = max(logits)
-            e = [exp2(f32(x - top)) for x in logits]
-            per = BLOCK // RUN
-            sums = [f32(neighbours(e[i:i + per]) * RUN) for i in range(0, len(e), per)]
-            total = F(0)
-            for x in sums:
-                total = f32(total + x)
-            top_of.append(top)
-            sums_of.append(sums)
-            totals.append(total)
+            steps, step = in_steps(t, 127)
+            logits += [clean(f32(sum(x * y for x, y in zip(steps, run)) * step + dots[q][s]))
+                       for run in r["residuals"]]
         rest = [coarse[q][s] if s not in chosen else NONE for s in range(SENTENCES)]
-        top = max(max(top_of), max(rest))
+        top = max(max(logits), max(rest))
         skipped = sum16((tokens[s] if s not in chosen else F(0), exp2(f32(rest[s] - top)))
                         for s in range(SENTENCES))
-        e = [exp2(f32(x - top)) for x in top_of]
-        ranked = sum16(zip(totals, e))
-        z = f32(ranked + skipped)
+        e = [exp2(f32(x - top)) for x in logits]
+        per = BLOCK // RUN
+        masses = [f32(neighbours(e[i:i + per]) * RUN) for i in range(0, len(e), per)]
+        z = f32(sum16((x, F(1)) for x in masses) + skipped)
         inv = f32(1 / z)
         normalisers.append((top, z))
         skipped_mass = f32(skipped_mass + f32(skipped * inv))
-        at = 0
-        for x, sums in zip(e, sums_of):
-            share = f32(x * inv)
-            for b in sums:
-                scores[at] = f32(scores[at] + f32(b * share))
-                at += 1
+        scores = [f32(b * inv + score) for b, score in zip(masses, scores)]
     group = f32(F(1, QUERIES))
     scores = [f32(x * group) for x in scores]
     skipped_mass = f32(skipped_mass * group)

@@ -32,9 +32,20 @@ std::vector<std::byte> record_from(const RankView& view, uint32_t sentence) {
   if (view.kind == IndexKind::kMean) return record;
   std::memcpy(&record[layout.spread_m], tile + RankAreaLayout::spread_m(d_count) + lane * 2, 2);
   std::memcpy(&record[layout.scale_m], tile + RankAreaLayout::scale_m(d_count) + lane * 2, 2);
-  std::memcpy(&record[layout.scale_codes],
-              area + RankAreaLayout::fine(view.kind, d_count) + size_t{d_count} * at.fine_unit,
-              layout.bytes - layout.scale_codes);
+  const std::byte* fine =
+      area + RankAreaLayout::fine(view.kind, d_count) + size_t{d_count} * at.fine_unit;
+  std::memcpy(&record[layout.scale_codes], fine, d_count);
+  for (uint32_t run = 0; run < stored_runs(runs); ++run) {
+    const uint32_t first_run = run / 16 * 16;
+    const uint32_t row_bytes = VectorRecordLayout::tile_width(runs, first_run) / 2;
+    for (uint32_t d = 0; d < d_count; ++d) {
+      const ResidualPlace place = residual_place(d_count, run, d);
+      const auto value = static_cast<uint32_t>(fine[d_count + place.byte]) >> place.shift & 15U;
+      const uint32_t nibble = (value + 8) % 16;  // two's complement again
+      record[layout.tiles + VectorRecordLayout::tile_offset(d_count, first_run) + d * row_bytes +
+             run % 16 / 2] |= static_cast<std::byte>(nibble << (run % 2 * 4));
+    }
+  }
   return record;
 }
 

@@ -53,7 +53,7 @@ TEST(SteadyState, NothingIsAllocated) {
       options.full_scan_blocks = 0;
       options.sink_blocks = 2;
       options.recent_blocks = 4;
-      scratch.reserve(200, view.end_block, 4, shape.k_dim, rows);
+      scratch.reserve(200, view.end_block, view.end_block * 4, 4, shape.k_dim, rows);
       uint64_t before = 0;
       for (uint64_t version = 1; version <= 20; ++version) {
         const std::vector<float> queries =
