@@ -11,7 +11,6 @@ namespace skv {
 namespace {
 
 static_assert(uint64_t{kByteSteps} * 127 * kHeadDimMax < (uint64_t{1} << 31), "sums of steps fit");
-constexpr float kStepsMin = 0x1p-100F;  // a query below has no steps
 
 // Nearest even; |value| < 2^22.
 float round_even(float value) { return (value + kRoundMagic) - kRoundMagic; }
@@ -72,7 +71,7 @@ FlatQueries prepare_queries(const RankCall& call) {
   for (uint32_t q = 0; q < call.queries(); ++q) {
     const float* from = call.query.queries + size_t{q} * k_dim;
     float* first = s.query.data() + size_t{q} * k_dim;
-    float* second = s.query_square.data() + size_t{q} * k_dim;
+    float* second = s.query_second.data() + size_t{q} * k_dim;
     for (uint32_t d = 0; d < k_dim; ++d) first[d] = from[d] * scale;
     switch (call.view.kind) {
       case IndexKind::kInt8:
@@ -105,7 +104,7 @@ FlatQueries prepare_queries(const RankCall& call) {
       spread_query(first, k_dim, first_line(s.query_spread) + size_t{q} * k_dim * kQuerySpread);
     }
   }
-  return {s.query.data(),       first_line(s.query_spread), s.query_square.data(),
+  return {s.query.data(),       first_line(s.query_spread), s.query_second.data(),
           s.query_steps.data(), s.query_offsets.data(),     s.query_factors.data()};
 }
 
@@ -183,7 +182,7 @@ void RankScratch::reserve_flat(uint32_t block_total,
                                uint32_t row_count) {
   const size_t queries = size_t{query_count} * row_count;
   room(query, queries * k_dim);
-  room(query_square, queries * k_dim);
+  room(query_second, queries * k_dim);
   room(query_spread, queries * k_dim * kQuerySpread + 16);
   room(query_steps, queries * 2 * k_dim);
   room(query_offsets, queries * 2);

@@ -14,6 +14,21 @@
 namespace skv {
 namespace {
 
+// The squares of a query's channels in steps of the largest; returns what one step of those times
+// one of a sentence's squares stands for.
+float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps) {
+  float largest = 0.0F;
+  for (uint32_t d = 0; d < k_dim; ++d) largest = std::max(largest, query[d] * query[d]);
+  const bool any = largest >= kStepsMin;
+  const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    // Not a step where the query is not finite, or its square is not: then no logit counts.
+    const float whole = ((query[d] * query[d]) * per_step + kRoundMagic) - kRoundMagic;
+    steps[d] = whole <= static_cast<float>(kQuerySteps) ? static_cast<int8_t>(whole) : int8_t{0};
+  }
+  return any ? largest / static_cast<float>(kQuerySteps * kSquareSteps) : 0.0F;
+}
+
 // One call of rank. Steps in the order of kernels/README.md.
 class Ranking {
  public:
@@ -65,12 +80,15 @@ class Ranking {
     const size_t count = size_t{call_.queries()} * view_.k_dim;
     for (size_t i = 0; i < count; ++i) {
       s_.query[i] = query_.queries[i] * factor;
-      s_.query_square[i] = s_.query[i] * s_.query[i];
     }
     const size_t padded = padded_to_line(view_.k_dim);
     for (uint32_t q = 0; q < call_.queries(); ++q) {
-      line_query(s_.query.data() + size_t{q} * view_.k_dim, view_.k_dim,
-                 s_.query_lines.data() + q * padded);
+      const float* query = s_.query.data() + size_t{q} * view_.k_dim;
+      line_query(query, view_.k_dim, s_.query_lines.data() + q * padded);
+      if (!full_scan_) {
+        s_.query_factors[q] =
+            squares_to_steps(query, view_.k_dim, s_.query_steps.data() + size_t{q} * view_.k_dim);
+      }
     }
   }
 
@@ -79,12 +97,15 @@ class Ranking {
     job.k_dim = view_.k_dim;
     job.kind = view_.kind;
     job.query = s_.query.data();
-    job.query_square = full_scan_ ? nullptr : s_.query_square.data();
+    job.square_steps = full_scan_ ? nullptr : s_.query_steps.data();
+    job.square_values = s_.query_factors.data();
     job.query_count = call_.queries();
     job.stride = sentences_padded_;
     for (uint32_t first = 0; first < view_.sentence_count; first += kPageSentences) {
       const uint32_t count = std::min(view_.sentence_count - first, kPageSentences);
-      job.area = view_.pages[first / kPageSentences] + view_.area_offset;
+      const std::byte* const* page = view_.pages + first / kPageSentences;
+      job.area = *page + view_.area_offset;
+      job.next = first + count < view_.sentence_count ? page[1] + view_.area_offset : nullptr;
       job.tile_count = padded_to_16(count) / kTileSentences;
       job.mean_dots = s_.mean_dots.data() + first;
       job.coarse = s_.coarse.data() + first;
@@ -358,7 +379,8 @@ void RankScratch::reserve(uint32_t sentence_count,
   const size_t sentence_room = padded_to_16(sentence_count);
   const size_t queries = size_t{query_count} * row_count;
   room(query, queries * k_dim);
-  room(query_square, queries * k_dim);
+  room(query_steps, queries * k_dim);
+  room(query_factors, queries);
   room(query_lines, queries * padded_to_line(k_dim));
   room(logits, queries * (size_t{padded_to_16(run_total)} + kFlatRoom));
   room(mean_dots, queries * sentence_room);

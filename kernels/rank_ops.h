@@ -13,11 +13,15 @@ namespace skv {
 // All tiles of one page of one (layer, kv head). Query arrays are [query][k_dim].
 struct CoarseJob {
   const std::byte* area = nullptr;
+  const std::byte* next = nullptr;  // of the page after it, or null: asked for on the way
   uint32_t tile_count = 0;
   uint32_t k_dim = 0;
   IndexKind kind = IndexKind::kMeanSpreadRuns;
   const float* query = nullptr;
-  const float* query_square = nullptr;  // null: means only, nothing is written to `coarse`
+  // The squares of a query's channels in steps; null: means only, nothing is written to `coarse`.
+  const int8_t* square_steps = nullptr;
+  // [query]: what a step of the query times a step of the spread's square stands for.
+  const float* square_values = nullptr;
   uint32_t query_count = 0;
   size_t stride = 0;           // of the outputs, from query to query
   float* mean_dots = nullptr;  // of the page's first sentence
@@ -39,8 +43,10 @@ struct FineJob {
   size_t logit_stride = 0;
 };
 
-inline constexpr uint32_t kFineSteps = 127;       // of the largest channel of query times scale
-inline constexpr float kFineStepsMin = 0x1p-100F;  // below there are no steps
+// Steps of the largest channel of what a query brings to a sum of integers: itself times a
+// sentence's scales (fine), or its square (coarse). Below kStepsMin there are none.
+inline constexpr uint32_t kQuerySteps = 127;
+inline constexpr float kStepsMin = 0x1p-100F;
 
 // A query in the order in which lines of residuals have its channels, the last one padded with 0:
 // 16 channels go with the low halves of a line, 16 with the high ones.

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -32,6 +33,12 @@ std::byte* page_memory(uint64_t bytes) {
     ::madvise(memory, bytes, MADV_HUGEPAGE);  // advice: where there are none, it stays slow
   return memory;
 }
+
+constexpr std::array<uint8_t, 256> kSquareStepOfCode = [] {
+  std::array<uint8_t, 256> steps{};
+  for (uint32_t c = 0; c < 256; ++c) steps[c] = square_step(static_cast<uint8_t>(c));
+  return steps;
+}();
 
 // The low bytes of four numbers of 16 bits.
 uint32_t low_bytes(uint64_t four) {
@@ -94,9 +101,11 @@ void append_area(std::byte* area,
                 record + size_t{d} * kMeanElement, kMeanElement);
   }
   if (kind == IndexKind::kMean) return;
-  std::byte* spread = tile + RankAreaLayout::spread_codes(k_dim);
-  for (uint32_t d = 0; d < k_dim; ++d) {
-    spread[size_t{d} * kTileSentences + lane] = record[record_layout.spread_codes + d];
+  const std::byte* codes = record + record_layout.spread_codes;
+  for (uint32_t d = 0; d < k_dim; d += 4) {
+    uint8_t steps[4];
+    for (uint32_t i = 0; i < 4; ++i) steps[i] = kSquareStepOfCode[static_cast<size_t>(codes[d + i])];
+    std::memcpy(tile + RankAreaLayout::square(k_dim, d, lane), steps, sizeof steps);
   }
   std::memcpy(tile + RankAreaLayout::spread_m(k_dim) + size_t{lane} * 2,
               record + record_layout.spread_m, 2);

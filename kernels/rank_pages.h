@@ -17,14 +17,18 @@ inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse 
 // Where one (layer, kv head) lies inside its area of a page. All offsets are multiples of 8, those
 // of coarse tiles of 64, from a page base that is aligned to 64.
 //
-//   4 coarse tiles: mean fp16 [d][16], spread codes u8 [d][16], spread_m fp16 [16], scale_m fp16
-//   [16]; then per sentence, back to back: scale codes u8 [d], its runs by fours (ResidualPlace)
+//   4 coarse tiles: mean fp16 [d][16], squares of the spread u8 [d / 4][16][4] (square_step),
+//   spread_m fp16 [16], scale_m fp16 [16]; then per sentence, back to back: scale codes u8 [d], its runs by fours (ResidualPlace)
 // kMean has the means only. Flat kinds: kernels/flat_pages.h.
 struct RankAreaLayout {
   static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
     return kind == IndexKind::kMean ? 32 * k_dim : 48 * k_dim + 64;
   }
-  static constexpr uint32_t spread_codes(uint32_t k_dim) { return 32 * k_dim; }
+  static constexpr uint32_t squares(uint32_t k_dim) { return 32 * k_dim; }
+  // Of a tile.
+  static constexpr uint32_t square(uint32_t k_dim, uint32_t channel, uint32_t lane) {
+    return squares(k_dim) + (channel / 4 * kTileSentences + lane) * 4 + channel % 4;
+  }
   static constexpr uint32_t spread_m(uint32_t k_dim) { return 48 * k_dim; }
   static constexpr uint32_t scale_m(uint32_t k_dim) { return 48 * k_dim + 32; }
   static constexpr uint32_t fine(IndexKind kind, uint32_t k_dim) {
@@ -35,6 +39,15 @@ struct RankAreaLayout {
   // Scanners load whole lines, so the last of a sentence may be read past its end.
   static constexpr uint32_t kOverread = 64;
 };
+
+// What a spread code stands for in the coarse stage: the square of the spread in steps of
+// spread_m^2 / 255, nearest even.
+inline constexpr uint32_t kSquareSteps = 255;
+constexpr uint8_t square_step(uint8_t code) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
+  const float steps = log_code_square(code) * static_cast<float>(kSquareSteps);
+  return static_cast<uint8_t>((steps + kMagic) - kMagic);
+}
 
 // Residuals beside a sentence's scale codes. Four runs are 2 * k_dim bytes: a line of 64 for every
 // 32 channels, and a shorter one for what is left. A line of c channels is [c / 8][run][4] bytes:

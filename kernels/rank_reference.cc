@@ -19,7 +19,6 @@ float load_half(const std::byte* from, size_t index) {
 }
 
 void coarse_sentence(const CoarseJob& job, const std::byte* tile, uint32_t lane, size_t at) {
-  const std::byte* codes = tile + RankAreaLayout::spread_codes(job.k_dim);
   for (uint32_t q = 0; q < job.query_count; ++q) {
     const float* query = job.query + size_t{q} * job.k_dim;
     float dot = 0.0F;
@@ -27,13 +26,13 @@ void coarse_sentence(const CoarseJob& job, const std::byte* tile, uint32_t lane,
       dot = std::fma(query[d], load_half(tile, size_t{d} * kTileSentences + lane), dot);
     }
     job.mean_dots[q * job.stride + at] = dot;
-    if (job.query_square == nullptr) continue;
-    const float* square = job.query_square + size_t{q} * job.k_dim;
-    float variance = 0.0F;
+    if (job.square_steps == nullptr) continue;
+    const int8_t* steps = job.square_steps + size_t{q} * job.k_dim;
+    int sum = 0;
     for (uint32_t d = 0; d < job.k_dim; ++d) {
-      const auto code = static_cast<uint8_t>(codes[size_t{d} * kTileSentences + lane]);
-      variance = std::fma(square[d], log_code_square(code), variance);
+      sum += steps[d] * static_cast<int>(tile[RankAreaLayout::square(job.k_dim, d, lane)]);
     }
+    const float variance = static_cast<float>(sum) * job.square_values[q];
     const float m = load_half(tile + RankAreaLayout::spread_m(job.k_dim), lane);
     job.coarse[q * job.stride + at] = clean_logit(std::fma(variance * (m * m), kHalfLn2, dot));
   }
@@ -57,7 +56,7 @@ int residual_of(const std::byte* residuals, uint32_t k_dim, uint32_t run, uint32
 // Nearest even; 0 where that is no step (the query is not finite, and its logits none).
 int step_of(float value) {
   const float whole = (value + kRoundMagic) - kRoundMagic;
-  return std::fabs(whole) <= static_cast<float>(kFineSteps) ? static_cast<int>(whole) : 0;
+  return std::fabs(whole) <= static_cast<float>(kQuerySteps) ? static_cast<int>(whole) : 0;
 }
 
 void fine(const FineJob& job) {
@@ -75,9 +74,9 @@ void fine(const FineJob& job) {
                   (job.scale_m * log_code_factor(static_cast<uint8_t>(job.fine[d])));
       largest = std::max(largest, std::fabs(scaled[d]));
     }
-    const bool any = largest >= kFineStepsMin;
-    const float per_step = any ? static_cast<float>(kFineSteps) / largest : 0.0F;
-    float step = any ? largest / static_cast<float>(kFineSteps) : 0.0F;
+    const bool any = largest >= kStepsMin;
+    const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+    float step = any ? largest / static_cast<float>(kQuerySteps) : 0.0F;
     if (!std::isfinite(job.scale_m)) step = std::bit_cast<float>(0x7FC00000U);
     for (uint32_t d = 0; d < job.k_dim; ++d) steps[d] = step_of(scaled[d] * per_step);
     for (uint32_t run = 0; run < job.runs; ++run) {

@@ -85,20 +85,16 @@ HWY_INLINE WordVector table_of_16(const uint32_t* table, WordVector index) {
 #endif
 }
 
-// log_code_factor and log_code_square of kLanes codes. With 16 lanes one permutation looks up the
+// log_code_factor of kLanes codes. With 16 lanes one permutation looks up the
 // power (it takes the low four bits of each code) and one addition sets the exponent: what the
 // code's low bits add to the fraction is taken off the table before.
-template <uint32_t kStepsPerOctave>
-HWY_INLINE FloatVector code_values(const uint8_t* at) {
-  constexpr uint32_t kLowBits = kStepsPerOctave - 1;
-  constexpr int kShift = kStepsPerOctave == 16 ? 19 : 20;
+HWY_INLINE FloatVector code_factors(const uint8_t* at) {
+  constexpr int kShift = 19;  // a code is sixteenths of an octave, and these bits of an exponent
   static constexpr std::array<uint32_t, 16> kTable = [] {
     std::array<uint32_t, 16> table{};
     for (uint32_t i = 0; i < 16; ++i) {
-      const uint32_t low = i & kLowBits;
-      const float power = detail::kSixteenthPowers[(kLowBits - low) * (16 / kStepsPerOctave)];
-      table[i] =
-          std::bit_cast<uint32_t>(power) - ((255U / kStepsPerOctave) << 23) - (low << kShift);
+      const float power = detail::kSixteenthPowers[15 - i];
+      table[i] = std::bit_cast<uint32_t>(power) - ((255U / 16) << 23) - (i << kShift);
     }
     return table;
   }();
@@ -108,8 +104,6 @@ HWY_INLINE FloatVector code_values(const uint8_t* at) {
   const auto bits = hn::Add(power, hn::ShiftLeft<kShift>(codes));
   return hn::BitCast(Floats(), hn::IfThenZeroElse(hn::Eq(codes, hn::Zero(du)), bits));
 }
-HWY_INLINE FloatVector code_factors(const uint8_t* at) { return code_values<16>(at); }
-HWY_INLINE FloatVector code_squares(const uint8_t* at) { return code_values<8>(at); }
 
 HWY_INLINE FloatVector halves(const std::byte* at) {
   return hn::PromoteTo(Floats(), hn::LoadU(Halves(), reinterpret_cast<const hwy::float16_t*>(at)));

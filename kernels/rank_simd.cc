@@ -28,36 +28,33 @@ namespace {
 
 // kQueries queries against one part (kLanes sentences) of kTiles tiles that follow each other.
 template <size_t kQueries, size_t kTiles, bool kSpread>
-HWY_INLINE void coarse_part(
-    const CoarseJob& job, const std::byte* tile, size_t part, uint32_t first_query, size_t at) {
+HWY_INLINE void coarse_part(const CoarseJob& job,
+                            const std::byte* tile,
+                            const std::byte* ahead,
+                            size_t part,
+                            uint32_t first_query,
+                            size_t at) {
   const Floats df;
   const size_t k_dim = job.k_dim;
   const size_t lane = part * kLanes;
   const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
   const float* query = job.query + first_query * k_dim;
-  const float* square = kSpread ? job.query_square + first_query * k_dim : nullptr;
   FloatVector dots[kQueries * kTiles];
-  FloatVector variances[kQueries * kTiles];
-  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = variances[i] = hn::Zero(df);
+  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = hn::Zero(df);
   const std::byte* means = tile + lane * 2;
-  const auto* codes =
-      reinterpret_cast<const uint8_t*>(tile) + RankAreaLayout::spread_codes(job.k_dim) + lane;
-  for (size_t d = 0; d < k_dim; ++d) {
-    FloatVector mean[kTiles];
-    FloatVector factor[kTiles];
-    SKV_EACH_OF(t, kTiles) {
-      mean[t] = halves(means + t * tile_bytes + d * 32);
-      if constexpr (kSpread) factor[t] = code_squares(codes + t * tile_bytes + d * 16);
+  for (size_t two = 0; two < k_dim; two += 2) {
+    if (ahead != nullptr) {
+      SKV_EACH_OF(t, kTiles) prefetch_lines<1>(ahead, t * tile_bytes + two * 32);
     }
-    SKV_EACH_QUERY(q) {
-      const auto value = hn::Set(df, query[q * k_dim + d]);
-      SKV_EACH_OF(t, kTiles) {
-        dots[q * kTiles + t] = hn::MulAdd(value, mean[t], dots[q * kTiles + t]);
-      }
-      if constexpr (kSpread) {
-        const auto squared = hn::Set(df, square[q * k_dim + d]);
+    SKV_EACH_OF(i, 2) {
+      const size_t d = two + i;
+      FloatVector mean[kTiles];
+      SKV_EACH_OF(t, kTiles) mean[t] = halves(means + t * tile_bytes + d * 32);
+      SKV_EACH_QUERY(q) {
+        const auto value = hn::Set(df, query[q * k_dim + d]);
         SKV_EACH_OF(t, kTiles) {
-          variances[q * kTiles + t] = hn::MulAdd(squared, factor[t], variances[q * kTiles + t]);
+          auto& dot = dots[q * kTiles + t];
+          dot = hn::MulAdd(value, mean[t], dot);
         }
       }
     }
@@ -67,50 +64,81 @@ HWY_INLINE void coarse_part(
     SKV_EACH_QUERY(q) {
       hn::StoreU(dots[q * kTiles + t], df, job.mean_dots + (first_query + q) * job.stride + to);
     }
-    if constexpr (kSpread) {
-      const std::byte* m_at =
-          tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2;
-      const auto m = halves(m_at);
+  }
+  if constexpr (kSpread) {
+    const int8_t* steps = job.square_steps + first_query * k_dim;
+    const std::byte* squares = tile + RankAreaLayout::squares(job.k_dim);
+    IntVector sums[kQueries * kTiles];
+    SKV_EACH_OF(i, kQueries * kTiles) sums[i] = hn::Zero(Ints());
+    for (size_t d = 0; d < k_dim; d += 4) {
+      if (ahead != nullptr) {
+        SKV_EACH_OF(t, kTiles) {
+          prefetch_lines<1>(ahead, RankAreaLayout::squares(job.k_dim) + t * tile_bytes + d * 16);
+        }
+      }
+      WordVector words[kTiles];
+      SKV_EACH_OF(t, kTiles) words[t] = load_words(squares + t * tile_bytes + d * 16 + lane * 4);
+      SKV_EACH_QUERY(q) {
+        int32_t four = 0;
+        std::memcpy(&four, steps + q * k_dim + d, sizeof four);
+        const auto of_query = hn::Set(Ints(), four);
+        SKV_EACH_OF(t, kTiles) {
+          auto& sum = sums[q * kTiles + t];
+          sum = quad_dot(sum, words[t], of_query);
+        }
+      }
+    }
+    SKV_EACH_OF(t, kTiles) {
+      const size_t to = at + t * kTileSentences + lane;
+      const auto m =
+          halves(tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
       const auto m_square = hn::Mul(m, m);
       SKV_EACH_QUERY(q) {
-        const auto logit = hn::MulAdd(hn::Mul(variances[q * kTiles + t], m_square),
-                                      hn::Set(df, kHalfLn2), dots[q * kTiles + t]);
-        hn::StoreU(cleaned(logit), df, job.coarse + (first_query + q) * job.stride + to);
+        const size_t of = (first_query + q) * job.stride + to;
+        const auto variance = hn::Mul(hn::ConvertTo(df, sums[q * kTiles + t]),
+                                      hn::Set(df, job.square_values[first_query + q]));
+        const auto logit = hn::MulAdd(hn::Mul(variance, m_square), hn::Set(df, kHalfLn2),
+                                      hn::LoadU(df, job.mean_dots + of));
+        hn::StoreU(cleaned(logit), df, job.coarse + of);
       }
     }
   }
 }
 
 template <size_t kTiles, bool kSpread>
-void coarse_queries(const CoarseJob& job, const std::byte* tile, size_t at) {
+HWY_NOINLINE void coarse_queries(const CoarseJob& job, uint32_t first_tile) {
+  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
+  const std::byte* tile = job.area + first_tile * tile_bytes;
+  const std::byte* ahead = job.next == nullptr ? nullptr : job.next + first_tile * tile_bytes;
+  const size_t at = size_t{first_tile} * kTileSentences;
   for (size_t part = 0; part < kParts; ++part) {
     uint32_t q = 0;
-    for (; q + 4 <= job.query_count; q += 4)
-      coarse_part<4, kTiles, kSpread>(job, tile, part, q, at);
+    for (; q + 4 <= job.query_count; q += 4) {
+      coarse_part<4, kTiles, kSpread>(job, tile, ahead, part, q, at);
+      ahead = nullptr;
+    }
     const uint32_t left = job.query_count - q;
-    if (left == 3) coarse_part<3, kTiles, kSpread>(job, tile, part, q, at);
-    if (left == 2) coarse_part<2, kTiles, kSpread>(job, tile, part, q, at);
-    if (left == 1) coarse_part<1, kTiles, kSpread>(job, tile, part, q, at);
+    if (left == 3) coarse_part<3, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    if (left == 2) coarse_part<2, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    if (left == 1) coarse_part<1, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    ahead = nullptr;
   }
 }
 
 template <bool kSpread>
 void coarse_tiles(const CoarseJob& job) {
-  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
-  // Two tiles beside each other where there are registers for their sums.
-  constexpr uint32_t kTiles = kLanes == 16 ? 2 : 1;
+  // As many tiles beside each other as there are registers for their sums.
+  constexpr uint32_t kTiles = kLanes == 16 ? 4 : 2;
   uint32_t tile = 0;
-  for (; tile + kTiles <= job.tile_count; tile += kTiles) {
-    coarse_queries<kTiles, kSpread>(job, job.area + tile * tile_bytes,
-                                    size_t{tile} * kTileSentences);
+  for (; tile + kTiles <= job.tile_count; tile += kTiles) coarse_queries<kTiles, kSpread>(job, tile);
+  if constexpr (kTiles > 2) {
+    for (; tile + 2 <= job.tile_count; tile += 2) coarse_queries<2, kSpread>(job, tile);
   }
-  for (; tile < job.tile_count; ++tile) {
-    coarse_queries<1, kSpread>(job, job.area + tile * tile_bytes, size_t{tile} * kTileSentences);
-  }
+  for (; tile < job.tile_count; ++tile) coarse_queries<1, kSpread>(job, tile);
 }
 
 void coarse(const CoarseJob& job) {
-  if (job.query_square != nullptr) {
+  if (job.square_steps != nullptr) {
     coarse_tiles<true>(job);
   } else {
     coarse_tiles<false>(job);
@@ -160,9 +188,9 @@ HWY_INLINE void make_steps(const FineJob& job,
   FloatVector per_step[kQueries];
   SKV_EACH_QUERY(q) {
     const float max = hn::GetLane(hn::MaxOfLanes(df, largest[q]));
-    const bool any = max >= kFineStepsMin;
-    per_step[q] = hn::Set(df, any ? static_cast<float>(kFineSteps) / max : 0.0F);
-    to.values[q] = any ? max / static_cast<float>(kFineSteps) : 0.0F;
+    const bool any = max >= kStepsMin;
+    per_step[q] = hn::Set(df, any ? static_cast<float>(kQuerySteps) / max : 0.0F);
+    to.values[q] = any ? max / static_cast<float>(kQuerySteps) : 0.0F;
     if (!(std::fabs(job.scale_m) <= std::numeric_limits<float>::max())) {
       to.values[q] = std::numeric_limits<float>::quiet_NaN();
     }

@@ -102,11 +102,6 @@ SKV_BODY inline float code_factor(uint8_t code) {
   const uint32_t below = 255U - code;
   return scaled_down(sixteenth_power(below & 15U), below >> 4);
 }
-SKV_BODY inline float code_square(uint8_t code) {
-  if (code == 0) return 0.0F;
-  const uint32_t below = 255U - code;
-  return scaled_down(sixteenth_power((below & 7U) * 2U), below >> 3);
-}
 
 // Little-endian halves at any even address.
 SKV_BODY inline float half_at(const std::byte* from, uint64_t index) {

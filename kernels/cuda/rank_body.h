@@ -14,6 +14,8 @@
 // Block  DeviceBlock or HostBlock. Everything between two calls on it runs in every thread.
 namespace skv::cuda {
 
+static_assert(kQueriesMax == kRankQueriesMax);
+
 struct RankGeometry {
   uint32_t sentences_padded;
   uint32_t sink_end;
@@ -38,6 +40,13 @@ SKV_BODY inline bool always_fine(const RankJob& job, const RankGeometry& at, uin
 }
 SKV_BODY inline float query_factor(const RankJob& job) { return job.softmax_scale * kLog2E; }
 
+// Nearest even; 0 where that is no step (the query is not finite, and its logits none).
+SKV_BODY inline int8_t step_of(float value) {
+  const float whole = (value + kRoundMagic) - kRoundMagic;
+  const auto most = static_cast<float>(kQuerySteps);
+  return whole >= -most && whole <= most ? static_cast<int8_t>(whole) : int8_t{0};
+}
+
 // One page of 64 sentences: mean dots and, unless all is ranked finely, coarse logits.
 template <typename Block>
 SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
@@ -49,6 +58,19 @@ SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
   const std::byte* area = view.pages[page] + view.area_offset;
   const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view.kind, view.k_dim);
   const float factor = query_factor(job);
+  BlockShared& shared = block.shared();
+  for (uint32_t q = 0; q < job.query_count && !at.full_scan; ++q) {
+    const float* query = job.queries + static_cast<size_t>(q) * view.k_dim;
+    const float largest = block.max_of(view.k_dim, 0.0F, [&](uint32_t d) {
+      return (query[d] * factor) * (query[d] * factor);
+    });
+    block.for_each(1, [&](uint32_t) {
+      const bool any = largest >= kStepsMin;
+      shared.per_step[q] = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+      shared.square_values[q] =
+          any ? largest / static_cast<float>(kQuerySteps * kSquareSteps) : 0.0F;
+    });
+  }
   block.for_each(count * job.query_count, [&](uint32_t i) {
     const uint32_t lane = i % kTileSentences;
     const uint32_t in_page = i % count;
@@ -62,13 +84,13 @@ SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
     const size_t to = static_cast<size_t>(q) * at.sentences_padded + first + in_page;
     job.work.mean_dots[to] = dot;
     if (at.full_scan) return;
-    const std::byte* codes = tile + RankAreaLayout::spread_codes(view.k_dim);
-    float variance = 0.0F;
+    int sum = 0;
     for (uint32_t d = 0; d < view.k_dim; ++d) {
       const float scaled = query[d] * factor;
-      const auto code = static_cast<uint8_t>(codes[static_cast<size_t>(d) * 16 + lane]);
-      variance = fma_of(scaled * scaled, code_square(code), variance);
+      sum += step_of((scaled * scaled) * shared.per_step[q]) *
+             static_cast<int>(tile[RankAreaLayout::square(view.k_dim, d, lane)]);
     }
+    const float variance = static_cast<float>(sum) * shared.square_values[q];
     const float m = half_at(tile + RankAreaLayout::spread_m(view.k_dim), lane);
     job.work.coarse[to] = clean(fma_of(variance * (m * m), kHalfLn2, dot));
   });
@@ -183,13 +205,6 @@ SKV_BODY inline int residual_at(const std::byte* residuals,
   return static_cast<int>((static_cast<uint32_t>(residuals[at.byte]) >> at.shift) & 0xFU) - 8;
 }
 
-// Nearest even; 0 where that is no step (the query is not finite, and its logits none).
-SKV_BODY inline int8_t step_of(float value) {
-  const float whole = (value + kRoundMagic) - kRoundMagic;
-  const auto most = static_cast<float>(kFineSteps);
-  return whole >= -most && whole <= most ? static_cast<int8_t>(whole) : int8_t{0};
-}
-
 // Runs of a block, or 1 where a block has the logit of its sentence's mean.
 SKV_BODY inline uint32_t runs_of_block(const RankView& view) {
   return view.kind == IndexKind::kMean ? 1 : view.block_tokens / view.run_tokens;
@@ -236,9 +251,9 @@ SKV_BODY void scan_fine(Block& block, const RankJob& job, uint32_t i) {
     const float largest = block.max_of(view.k_dim, 0.0F, [&](uint32_t d) {
       return shared.scaled[d] < 0.0F ? -shared.scaled[d] : shared.scaled[d];
     });
-    const bool any = largest >= kFineStepsMin;
-    const float per_step = any ? static_cast<float>(kFineSteps) / largest : 0.0F;
-    float step = any ? largest / static_cast<float>(kFineSteps) : 0.0F;
+    const bool any = largest >= kStepsMin;
+    const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+    float step = any ? largest / static_cast<float>(kQuerySteps) : 0.0F;
     if (!is_finite(scale_m)) step = bits_to_float(0x7FC00000U);
     block.for_each(view.k_dim,
                    [&](uint32_t d) { shared.steps[d] = step_of(shared.scaled[d] * per_step); });

@@ -74,6 +74,7 @@ struct RankJob {
 // looked at before a launch.
 inline const char* refusal(const RankJob& job) {
   if (is_flat(job.view.kind)) return "index kind: device kernels rank mean+spread+runs and mean";
+  if (job.query_count > kRankQueriesMax) return "queries: device kernels rank up to 64 of a row";
   if (job.cut.mass > 0.0F) return "mass: device kernels cut by budget alone";
   return nullptr;
 }

@@ -70,7 +70,7 @@ def power(sixteenths):
 
 
 T = [F(0)] + [power(c - 255) for c in range(1, 256)]
-S = [F(0)] + [power(2 * (c - 255)) for c in range(1, 256)]
+S8 = [F(0)] + [F(round(f32(power(2 * (c - 255)) * 255))) for c in range(1, 256)]
 
 
 def blocks_of(sentence):
@@ -216,13 +216,16 @@ def main(path):
     factor = f32(SCALE * LOG2E)
     queries = [[f32(query(q, d) * factor) for d in range(D)] for q in range(QUERIES)]
     squares = [[f32(x * x) for x in row] for row in queries]
+    square_steps = [in_steps(row, 127)[0] for row in squares]
+    square_values = [f32(max(row) / (127 * 255)) for row in squares]
     dots = [[fma_dot(queries[q], r["mean"]) for r in records] for q in range(QUERIES)]
     coarse = []
     shares = [F(0)] * SENTENCES
     for q in range(QUERIES):
         row = []
         for s, r in enumerate(records):
-            var = fma_dot(squares[q], [S[c] for c in r["spread_codes"]])
+            var = f32(f32(sum(x * S8[c] for x, c in zip(square_steps[q], r["spread_codes"])))
+                      * square_values[q])
             m2 = f32(r["spread_m"] * r["spread_m"])
             row.append(clean(f32(f32(var * m2) * HALF_LN2 + dots[q][s])))
         coarse.append(row)

@@ -250,7 +250,7 @@ TEST(Rank, CoarseStageByTheFormula) {
       if (chosen[s] != 0) worst_chosen = std::min(worst_chosen, shares[s]);
       if (chosen[s] == 0) best_skipped = std::max(best_skipped, shares[s]);
     }
-    EXPECT_GE(worst_chosen, best_skipped * (1.0 - 1e-4));
+    EXPECT_GE(worst_chosen, best_skipped * (1.0 - 2e-3));
 
     double skipped = 0.0;
     for (uint32_t q = 0; q < group; ++q) {
@@ -262,7 +262,7 @@ TEST(Rank, CoarseStageByTheFormula) {
       skipped += mass / (double{n.sum} * std::exp2(double{n.log2_max})) / group;
     }
     EXPECT_GT(skipped, 0.0);
-    EXPECT_NEAR(result.skipped_mass, skipped, 1e-4 * skipped);
+    EXPECT_NEAR(result.skipped_mass, skipped, 1e-3 * skipped);
     const double total = std::accumulate(result.scores.begin(), result.scores.end(), 0.0) + skipped;
     EXPECT_NEAR(total, 1.0, 1e-4);
   }
