@@ -14,6 +14,9 @@
 namespace skv {
 namespace {
 
+// The best sentences lie apart: what is read is asked for so many of them before.
+constexpr uint32_t kSentencesAhead = 4;
+
 // The squares of a query's channels in steps of the largest; returns what one step of those times
 // one of a sentence's squares stands for.
 float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps) {
@@ -203,7 +206,8 @@ class Ranking {
         job.mean_dots = mean_dots_of(i, 0) + sentence;
         job.logits = s_.logits.data() + row.logits_first + size_t{at.block} * runs_per_block_;
         job.logit_stride = row.logits_stride;
-        job.next = at.fine < row.fine_count ? fine_bytes(row.sentences[at.fine]) : job.fine;
+        const uint32_t ahead = at.fine + kSentencesAhead - 1;
+        job.next = ahead < row.fine_count ? fine_bytes(row.sentences[ahead]) : job.fine;
         ops_.fine(job);
         at.block += view_.sentences[sentence].block_count;
       }

@@ -186,7 +186,9 @@ HWY_INLINE void make_steps(const FineJob& job,
     }
   }
   FloatVector per_step[kQueries];
+  IntVector offsets[kQueries];  // beside `to`, so that they stay in registers
   SKV_EACH_QUERY(q) {
+    offsets[q] = hn::Zero(Ints());
     const float max = hn::GetLane(hn::MaxOfLanes(df, largest[q]));
     const bool any = max >= kStepsMin;
     per_step[q] = hn::Set(df, any ? static_cast<float>(kQuerySteps) / max : 0.0F);
@@ -194,7 +196,6 @@ HWY_INLINE void make_steps(const FineJob& job,
     if (!(std::fabs(job.scale_m) <= std::numeric_limits<float>::max())) {
       to.values[q] = std::numeric_limits<float>::quiet_NaN();
     }
-    to.offsets[q] = hn::Zero(Ints());
   }
   const auto magic = hn::Set(df, kRoundMagic);
   const auto eights = hn::Set(Words(), 0x08080808U);
@@ -206,10 +207,10 @@ HWY_INLINE void make_steps(const FineJob& job,
       const auto step = steps_of(hn::Add(hn::Mul(scaled, per_step[q]), magic));
       hn::Store(step, Ints(), steps);
       steps += kLanes;
-      to.offsets[q] = quad_dot(to.offsets[q], eights, step);
+      offsets[q] = quad_dot(offsets[q], eights, step);
     }
   }
-  SKV_EACH_QUERY(q) to.offsets[q] = hn::Neg(to.offsets[q]);
+  SKV_EACH_QUERY(q) to.offsets[q] = hn::Neg(offsets[q]);
 }
 
 // Sums over the groups of channels: from kQuads vectors of [group][run] vectors of runs.
@@ -253,7 +254,7 @@ HWY_INLINE void fine_quads(const FineJob& job,
   const std::byte* next = job.next + (quads - job.fine);
   const int32_t* steps = queries.steps;
   for (size_t line = 0; line < bytes; line += 64) {
-    SKV_EACH_OF(i, kQuads) hwy::Prefetch(next + i * bytes + line);
+    SKV_EACH_OF(i, kQuads) prefetch_lines<1>(next, i * bytes + line);
     SKV_EACH_OF(part, kParts) {
       WordVector low[kQuads];
       WordVector high[kQuads];
@@ -320,7 +321,7 @@ void fine(const FineJob& job) {
   const auto m = hn::Set(df, job.scale_m);
   const auto* codes = reinterpret_cast<const uint8_t*>(job.fine);
   for (size_t line = 0; line < job.k_dim; line += kLineChannels) {
-    hwy::Prefetch(job.next + line);
+    if (line % 64 == 0) prefetch_lines<1>(job.next, line);
     const size_t half = HWY_MIN(job.k_dim - line, size_t{kLineChannels}) / 2;
     for (size_t part = 0; part < kParts; ++part) {
       const uint8_t* from = codes + line + part * kLanes;
