@@ -61,6 +61,7 @@ class Ranking {
                  view_.end_block <= std::max(options_.full_scan_blocks, options_.coarse_blocks);
     scale_queries();
     scan_coarse();
+    if (!full_scan_) count_blocks();
     for (uint32_t i = 0; i < query_.row_count; ++i) {
       choose_sentences(i);
       list_blocks(s_.rows[i]);
@@ -126,30 +127,55 @@ class Ranking {
       for (uint32_t i = 0; i < view_.sentence_count; ++i) row.sentences[row.fine_count++] = i;
       return;
     }
+    float* counts = row.counts.data();
     for (uint32_t i = 0; i < view_.sentence_count; ++i) {
-      row.counts[i] = static_cast<float>(view_.sentences[i].block_count * view_.block_tokens);
-      s_.block_counts[i] = always_fine(i) ? 0 : view_.sentences[i].block_count;
+      counts[i] = static_cast<float>(s_.block_counts[i] * view_.block_tokens);
     }
-    pad(row.counts.data(), 0.0F);
+    pad(counts, 0.0F);
     std::fill_n(s_.shares.data(), sentences_padded_, 0.0F);
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       float* coarse = coarse_of(row_index, q);
       pad(coarse, kLogitNone);
       const float max = ops_.max_of(coarse, sentences_padded_);
-      const float sum =
-          ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
+      const float sum = ops_.weigh(coarse, counts, max, sentences_padded_, s_.weights.data());
       ops_.add(s_.weights.data(), RankCall::share_factor(max, sum), options_.reduction,
                sentences_padded_, s_.shares.data());
     }
-    select_best({s_.shares.data(), view_.sentence_count}, s_.block_counts.data(),
-                options_.coarse_blocks, {s_.taken.data(), view_.sentence_count}, s_.histogram);
-    for (uint32_t i = 0; i < view_.sentence_count; ++i) {
-      if (s_.taken[i] == 0 && !always_fine(i)) continue;
-      row.sentences[row.fine_count++] = i;
-      row.counts[i] = 0.0F;
-      for (uint32_t q = 0; q < query_.query_count; ++q) coarse_of(row_index, q)[i] = kLogitNone;
+    const uint32_t free_count = free_end_ - free_first_;
+    uint8_t* taken = s_.taken.data();
+    select_best({s_.shares.data() + free_first_, free_count}, s_.block_counts.data() + free_first_,
+                options_.coarse_blocks, {taken, free_count}, s_.select.work);
+    uint32_t* chosen = row.sentences.data();
+    uint32_t chosen_count = 0;
+    for (uint32_t i = 0; i < free_first_; ++i) chosen[chosen_count++] = i;
+    for (uint32_t i = 0; i < free_count; ++i) {
+      chosen[chosen_count] = free_first_ + i;
+      chosen_count += taken[i];
     }
-    row.full_scan = row.fine_count == view_.sentence_count;
+    for (uint32_t i = free_end_; i < view_.sentence_count; ++i) chosen[chosen_count++] = i;
+    for (uint32_t i = 0; i < chosen_count; ++i) counts[chosen[i]] = 0.0F;
+    for (uint32_t q = 0; q < query_.query_count; ++q) {
+      float* coarse = coarse_of(row_index, q);
+      for (uint32_t i = 0; i < chosen_count; ++i) coarse[chosen[i]] = kLogitNone;
+    }
+    row.fine_count = chosen_count;
+    row.full_scan = chosen_count == view_.sentence_count;
+  }
+
+  // The sentences that are read finely in any case are the first and the last: [free_first_,
+  // free_end_) are to be chosen from.
+  void count_blocks() {
+    const uint32_t count = view_.sentence_count;
+    for (uint32_t i = 0; i < count; ++i) s_.block_counts[i] = view_.sentences[i].block_count;
+    const auto holds_recent = [this](const RankSentence& at) {
+      return at.first_block + at.block_count > recent_first_;
+    };
+    free_first_ = 0;
+    while (free_first_ < count && view_.sentences[free_first_].first_block < sink_end_) {
+      ++free_first_;
+    }
+    free_end_ = count;
+    while (free_end_ > free_first_ && holds_recent(view_.sentences[free_end_ - 1])) --free_end_;
   }
 
   void list_blocks(RankRow& row) const {
@@ -159,10 +185,14 @@ class Ranking {
     for (uint32_t i = 0; i < row.fine_count; ++i) {
       const uint32_t sentence = row.sentences[i];
       const RankSentence& at = view_.sentences[sentence];
-      for (uint32_t block = 0; block < at.block_count; ++block) {
-        blocks[count] = at.first_block + block;
-        sentences[count++] = sentence;
+      // By fours: what is too much is written over by the next.
+      for (uint32_t block = 0; block < at.block_count; block += 4) {
+        for (uint32_t j = 0; j < 4; ++j) {
+          blocks[count + block + j] = at.first_block + block + j;
+          sentences[count + block + j] = sentence;
+        }
       }
+      count += at.block_count;
     }
     row.block_count = count;
   }
@@ -294,11 +324,6 @@ class Ranking {
     total = options_.reduction == RankReduction::kMean ? total + share : std::max(total, share);
   }
 
-  bool always_fine(uint32_t sentence) const {
-    const RankSentence& at = view_.sentences[sentence];
-    return at.first_block < sink_end_ || at.first_block + at.block_count > recent_first_;
-  }
-
   void pad(float* values, float with) const {
     std::fill(values + view_.sentence_count, values + sentences_padded_, with);
   }
@@ -338,6 +363,8 @@ class Ranking {
   float run_tokens_;
   uint32_t sink_end_ = 0;
   uint32_t recent_first_ = 0;
+  uint32_t free_first_ = 0;
+  uint32_t free_end_ = 0;
   bool full_scan_ = true;
 };
 
@@ -393,15 +420,15 @@ void RankScratch::reserve(uint32_t sentence_count,
   room(weights, sentence_room);
   room(block_counts, sentence_room);
   room(taken, sentence_room);
-  room(histogram, kSelectHistogram);
+  room(select.work, select_room(sentence_count));
   if (rows.size() < row_count) rows.resize(row_count);
   if (results.size() < row_count) results.resize(row_count);
   for (uint32_t i = 0; i < row_count; ++i) {
     RankRow& row = rows[i];
     room(row.counts, sentence_room);
     room(row.scores, padded_to_16(block_total));
-    room(row.blocks, block_total);
-    room(row.block_sentences, block_total);
+    room(row.blocks, block_total + 3);
+    room(row.block_sentences, block_total + 3);
     room(row.sentences, sentence_room);
     room(row.normalisers, query_count);
   }

@@ -101,11 +101,11 @@ class RankScratch {
 
   // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16; a query is
   // one of any row.
-  std::vector<float> query;         // [query][k_dim], times softmax_scale * log2(e)
-  std::vector<float> query_second;  // of flat kinds, see FlatQueries::second
-  std::vector<float> query_spread;  // [query][k_dim / 4][16], see spread_query
-  std::vector<float> query_lines;   // [query][padded_to_line(k_dim)], see line_query
-  std::vector<int8_t> query_steps;  // [query][2][k_dim] of kInt8 and kInt4, else [query][k_dim]
+  std::vector<float> query;            // [query][k_dim], times softmax_scale * log2(e)
+  std::vector<float> query_second;     // of flat kinds, see FlatQueries::second
+  std::vector<float> query_spread;     // [query][k_dim / 4][16], see spread_query
+  std::vector<float> query_lines;      // [query][padded_to_line(k_dim)], see line_query
+  std::vector<int8_t> query_steps;     // [query][2][k_dim] of kInt8 and kInt4, else [query][k_dim]
   std::vector<int32_t> query_offsets;  // [query][2]
   std::vector<float> query_factors;    // [query]
   std::vector<float> mean_dots;        // [query][sentence]
@@ -116,7 +116,6 @@ class RankScratch {
   std::vector<float> weights;
   std::vector<uint32_t> block_counts;
   std::vector<uint8_t> taken;
-  std::vector<uint32_t> histogram;
   std::vector<uint32_t> identity;         // 0, 1, 2, ..
   std::vector<uint32_t> block_sentences;  // of a flat kind, for all rows
   SelectScratch select;

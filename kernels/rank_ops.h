@@ -39,7 +39,8 @@ struct FineJob {
   uint32_t query_count = 0;
   const float* mean_dots = nullptr;  // of this sentence and query 0
   size_t mean_stride = 0;
-  float* logits = nullptr;  // of its first run and query 0; up to 15 behind its last are written too
+  float* logits =
+      nullptr;  // of its first run and query 0; up to 15 behind its last are written too
   size_t logit_stride = 0;
 };
 

@@ -104,7 +104,8 @@ void append_area(std::byte* area,
   const std::byte* codes = record + record_layout.spread_codes;
   for (uint32_t d = 0; d < k_dim; d += 4) {
     uint8_t steps[4];
-    for (uint32_t i = 0; i < 4; ++i) steps[i] = kSquareStepOfCode[static_cast<size_t>(codes[d + i])];
+    for (uint32_t i = 0; i < 4; ++i)
+      steps[i] = kSquareStepOfCode[static_cast<size_t>(codes[d + i])];
     std::memcpy(tile + RankAreaLayout::square(k_dim, d, lane), steps, sizeof steps);
   }
   std::memcpy(tile + RankAreaLayout::spread_m(k_dim) + size_t{lane} * 2,

@@ -18,7 +18,8 @@ inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse 
 // of coarse tiles of 64, from a page base that is aligned to 64.
 //
 //   4 coarse tiles: mean fp16 [d][16], squares of the spread u8 [d / 4][16][4] (square_step),
-//   spread_m fp16 [16], scale_m fp16 [16]; then per sentence, back to back: scale codes u8 [d], its runs by fours (ResidualPlace)
+//   spread_m fp16 [16], scale_m fp16 [16]; then per sentence, back to back: scale codes u8 [d], its
+//   runs by fours (ResidualPlace)
 // kMean has the means only. Flat kinds: kernels/flat_pages.h.
 struct RankAreaLayout {
   static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
@@ -65,8 +66,9 @@ constexpr ResidualPlace residual_place(uint32_t k_dim, uint32_t run, uint32_t ch
   const uint32_t line = channel / kLineChannels * kLineChannels;
   const uint32_t half = (k_dim - line < kLineChannels ? k_dim - line : kLineChannels) / 2;
   const uint32_t at = (channel - line) % half;
-  return {run / kQuadRuns * quad_bytes(k_dim) + 2 * line + at / 4 * 16 + run % kQuadRuns * 4 + at % 4,
-          channel - line < half ? 0U : 4U};
+  return {
+      run / kQuadRuns * quad_bytes(k_dim) + 2 * line + at / 4 * 16 + run % kQuadRuns * 4 + at % 4,
+      channel - line < half ? 0U : 4U};
 }
 constexpr uint32_t padded_to_line(uint32_t k_dim) {
   return (k_dim + kLineChannels - 1) / kLineChannels * kLineChannels;

@@ -90,8 +90,7 @@ HWY_INLINE void coarse_part(const CoarseJob& job,
     }
     SKV_EACH_OF(t, kTiles) {
       const size_t to = at + t * kTileSentences + lane;
-      const auto m =
-          halves(tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
+      const auto m = halves(tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
       const auto m_square = hn::Mul(m, m);
       SKV_EACH_QUERY(q) {
         const size_t of = (first_query + q) * job.stride + to;
@@ -130,7 +129,8 @@ void coarse_tiles(const CoarseJob& job) {
   // As many tiles beside each other as there are registers for their sums.
   constexpr uint32_t kTiles = kLanes == 16 ? 4 : 2;
   uint32_t tile = 0;
-  for (; tile + kTiles <= job.tile_count; tile += kTiles) coarse_queries<kTiles, kSpread>(job, tile);
+  for (; tile + kTiles <= job.tile_count; tile += kTiles)
+    coarse_queries<kTiles, kSpread>(job, tile);
   if constexpr (kTiles > 2) {
     for (; tile + 2 <= job.tile_count; tile += 2) coarse_queries<2, kSpread>(job, tile);
   }
@@ -247,9 +247,7 @@ HWY_INLINE void fine_quads(const FineJob& job,
   const size_t bytes = quad_bytes(job.k_dim);
   const auto nibble = hn::Set(Words(), 0x0F0F0F0FU);
   IntVector acc[kQueries * kQuads];
-  SKV_EACH_OF(i, kQuads) {
-    SKV_EACH_QUERY(q) acc[q * kQuads + i] = queries.offsets[q];
-  }
+  SKV_EACH_OF(i, kQuads) { SKV_EACH_QUERY(q) acc[q * kQuads + i] = queries.offsets[q]; }
   // As far into the next sentence as this is into its own.
   const std::byte* next = job.next + (quads - job.fine);
   const int32_t* steps = queries.steps;

@@ -21,53 +21,82 @@ uint32_t key_of(float score) { return std::bit_cast<uint32_t>(score); }
 
 }  // namespace
 
-uint32_t select_best(std::span<const float> scores,
+namespace {
+
+// The bucket in which the running weight from the top reaches `need`; takes from it what is above.
+uint32_t bucket_of(const uint32_t* histogram, uint32_t bucket, uint32_t& need) {
+  while (histogram[bucket] < need) need -= histogram[bucket--];
+  return bucket;
+}
+
+// Digit by digit, highest first: what is in the bucket of the threshold is put aside by the first,
+// and only that is looked at by the others.
+template <bool kWeights>
+uint32_t select_from(std::span<const float> scores,
                      const uint32_t* weights,
                      uint32_t weight_min,
-                     std::span<uint8_t> taken,
-                     std::vector<uint32_t>& histogram) {
-  const auto weight = [weights](size_t i) { return weights == nullptr ? 1U : weights[i]; };
-  const size_t count = scores.size();
-  uint32_t total = 0;
-  for (size_t i = 0; i < count; ++i) total += weight(i);
-  if (weight_min == 0 || total <= weight_min) {
-    std::fill_n(taken.begin(), count, static_cast<uint8_t>(weight_min == 0 ? 0 : 1));
-    return weight_min == 0 ? 0 : total;
-  }
-  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
-  // Digit by digit, highest first: the bucket in which the running weight from the top reaches
-  // weight_min holds the threshold; only its entries are counted in the next round.
-  uint32_t prefix = 0;
+                     uint8_t* taken,
+                     uint32_t* histogram) {
+  const auto weight = [weights](size_t i) { return kWeights ? weights[i] : 1U; };
+  const auto count = static_cast<uint32_t>(scores.size());
+  uint32_t* const undecided = histogram + kSelectHistogram;
   uint32_t need = weight_min;
-  for (const Digit& digit : kDigits) {
-    std::fill_n(histogram.begin(), size_t{1} << digit.bits, 0U);
+  std::fill_n(histogram, kSelectHistogram, 0U);
+  for (uint32_t i = 0; i < count; ++i)
+    histogram[key_of(scores[i]) >> kDigits[0].shift] += weight(i);
+  uint32_t prefix = bucket_of(histogram, kSelectHistogram - 1, need);
+  uint32_t sum = weight_min - need;
+  uint32_t undecided_count = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t digit = key_of(scores[i]) >> kDigits[0].shift;
+    taken[i] = digit > prefix ? 1 : 0;
+    undecided[undecided_count] = i;
+    undecided_count += digit == prefix ? 1 : 0;
+  }
+  for (const Digit& digit : {kDigits[1], kDigits[2]}) {
     const uint32_t mask = (1U << digit.bits) - 1U;
     const uint32_t above = digit.shift + digit.bits;
-    for (size_t i = 0; i < count; ++i) {
+    std::fill_n(histogram, mask + 1, 0U);
+    for (uint32_t j = 0; j < undecided_count; ++j) {
+      const uint32_t i = undecided[j];
       const uint32_t key = key_of(scores[i]);
       if ((key >> above) == prefix) histogram[(key >> digit.shift) & mask] += weight(i);
     }
-    uint32_t bucket = mask;
-    while (histogram[bucket] < need) need -= histogram[bucket--];
-    prefix = (prefix << digit.bits) | bucket;
+    prefix = (prefix << digit.bits) | bucket_of(histogram, mask, need);
   }
-  const uint32_t threshold = prefix;
-  uint32_t sum = 0;
-  for (size_t i = 0; i < count; ++i) {
+  for (uint32_t j = 0; j < undecided_count; ++j) {
+    const uint32_t i = undecided[j];
     const uint32_t key = key_of(scores[i]);
-    bool take = key > threshold;
-    if (key == threshold && need != 0) {
-      take = true;
-      need -= std::min(need, weight(i));
-    }
-    taken[i] = take ? 1 : 0;
-    if (take) sum += weight(i);
+    if (key < prefix || (key == prefix && need == 0)) continue;
+    if (key == prefix) need -= std::min(need, weight(i));
+    taken[i] = 1;
+    sum += weight(i);
   }
   return sum;
 }
 
+}  // namespace
+
+uint32_t select_best(std::span<const float> scores,
+                     const uint32_t* weights,
+                     uint32_t weight_min,
+                     std::span<uint8_t> taken,
+                     std::vector<uint32_t>& work) {
+  const size_t count = scores.size();
+  auto total = static_cast<uint32_t>(count);
+  if (weights != nullptr) total = std::accumulate(weights, weights + count, 0U);
+  if (weight_min == 0 || total <= weight_min) {
+    std::fill_n(taken.begin(), count, static_cast<uint8_t>(weight_min == 0 ? 0 : 1));
+    return weight_min == 0 ? 0 : total;
+  }
+  if (work.size() < select_room(count)) work.resize(select_room(count));
+  return weights == nullptr
+             ? select_from<false>(scores, nullptr, weight_min, taken.data(), work.data())
+             : select_from<true>(scores, weights, weight_min, taken.data(), work.data());
+}
+
 void SelectScratch::reserve(uint32_t count) {
-  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
+  if (work.size() < select_room(count)) work.resize(select_room(count));
   if (scores.size() >= count) return;
   chosen.resize(size_t{count} + 16);
   scores.resize(count);
@@ -92,7 +121,7 @@ uint32_t select_largest(std::span<const float> from, uint32_t budget, SelectScra
   if (rows >= 2) {
     const auto made = static_cast<uint32_t>(ops.maxima(scores, count, rows, s.scores.data()));
     if (made >= budget) {
-      select_best({s.scores.data(), made}, nullptr, budget, {s.taken.data(), made}, s.histogram);
+      select_best({s.scores.data(), made}, nullptr, budget, {s.taken.data(), made}, s.work);
       at_least = std::numeric_limits<float>::max();
       for (uint32_t i = 0; i < made; ++i) {
         if (s.taken[i] != 0) at_least = std::min(at_least, s.scores[i]);
@@ -101,7 +130,7 @@ uint32_t select_largest(std::span<const float> from, uint32_t budget, SelectScra
   }
   const auto found = static_cast<uint32_t>(ops.collect(scores, count, at_least, s.chosen.data()));
   for (uint32_t i = 0; i < found; ++i) s.scores[i] = scores[s.chosen[i]];
-  select_best({s.scores.data(), found}, nullptr, budget, {s.taken.data(), found}, s.histogram);
+  select_best({s.scores.data(), found}, nullptr, budget, {s.taken.data(), found}, s.work);
   uint32_t taken = 0;
   for (uint32_t i = 0; i < found; ++i) {
     if (s.taken[i] != 0) s.chosen[taken++] = s.chosen[i];

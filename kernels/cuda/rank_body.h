@@ -61,9 +61,8 @@ SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
   BlockShared& shared = block.shared();
   for (uint32_t q = 0; q < job.query_count && !at.full_scan; ++q) {
     const float* query = job.queries + static_cast<size_t>(q) * view.k_dim;
-    const float largest = block.max_of(view.k_dim, 0.0F, [&](uint32_t d) {
-      return (query[d] * factor) * (query[d] * factor);
-    });
+    const float largest = block.max_of(
+        view.k_dim, 0.0F, [&](uint32_t d) { return (query[d] * factor) * (query[d] * factor); });
     block.for_each(1, [&](uint32_t) {
       const bool any = largest >= kStepsMin;
       shared.per_step[q] = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;

@@ -41,8 +41,8 @@ class Backend {
     job.softmax_scale = query.softmax_scale;
     job.options = options;
     const uint32_t runs_per_block = cuda::runs_of_block(view);
-    job.work = work_for(machine,
-                        {view.sentence_count, view.end_block, query.query_count, runs_per_block});
+    job.work =
+        work_for(machine, {view.sentence_count, view.end_block, query.query_count, runs_per_block});
     SKV_CHECK(cuda::refusal(job) == nullptr, "a job that device kernels do");
     machine.rank_all(job);
 

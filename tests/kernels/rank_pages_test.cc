@@ -89,7 +89,8 @@ TEST(VectorPages, HoldWhatWasAppendedAndDoNotMoveIt) {
           std::vector<std::byte> want(blob, blob + layout.bytes);
           for (uint32_t at = layout.spread_codes; at < layout.scale_codes; ++at) {
             const auto code = static_cast<uint8_t>(want[at]);
-            want[at] = static_cast<std::byte>(code == 0 ? 0.0 : std::nearbyint(255.0 * std::exp2((code - 255) / 8.0)));
+            want[at] = static_cast<std::byte>(
+                code == 0 ? 0.0 : std::nearbyint(255.0 * std::exp2((code - 255) / 8.0)));
           }
           ASSERT_EQ(record, want);
         }

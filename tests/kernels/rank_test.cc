@@ -30,15 +30,14 @@ double most_lost_to_steps(const Context& context,
   const Shape& shape = context.shape;
   double most = 0.0;
   for (uint32_t s = 0; s < context.sentence_count(); ++s) {
-    const std::vector<double> scales =
-        synthetic::decoded_scales(shape, context.blobs[s]);
+    const std::vector<double> scales = synthetic::decoded_scales(shape, context.blobs[s]);
     const uint32_t runs = context.block_counts[s] * shape.block_tokens / shape.run_tokens;
     double residuals = 0.0;  // sum of magnitudes, of the worst run
     for (uint32_t run = 0; run < runs; ++run) {
       double sum = 0.0;
       for (uint32_t d = 0; d < shape.k_dim; ++d) {
-        sum += std::abs(synthetic::decoded_residual(shape, context.block_counts[s],
-                                                    context.blobs[s], run, d));
+        sum += std::abs(
+            synthetic::decoded_residual(shape, context.block_counts[s], context.blobs[s], run, d));
       }
       residuals = std::max(residuals, sum);
     }

@@ -208,8 +208,7 @@ inline double decoded_half(std::span<const std::byte> record, uint32_t at) {
   return double{half_to_float(static_cast<uint16_t>(static_cast<uint32_t>(record[at]) |
                                                     static_cast<uint32_t>(record[at + 1]) << 8))};
 }
-inline std::vector<double> decoded_scales(const Shape& shape,
-                                          std::span<const std::byte> record) {
+inline std::vector<double> decoded_scales(const Shape& shape, std::span<const std::byte> record) {
   const double scale_m = decoded_half(record, 2 * shape.k_dim);
   std::vector<double> scales(shape.k_dim);
   for (uint32_t d = 0; d < shape.k_dim; ++d) {
