@@ -1,8 +1,6 @@
 #include "kernels/cut.h"
 
 #include <algorithm>
-#include <bit>
-#include <limits>
 #include <numeric>
 
 #include "ipc/types/check.h"
@@ -11,64 +9,6 @@
 #include "kernels/rank_math.h"
 
 namespace skv {
-namespace {
-
-// A score >= 0 as an integer of the same order, 31 bits, looked at in digits of 11, 11 and 9.
-struct Digit {
-  uint32_t shift;
-  uint32_t bits;
-};
-constexpr Digit kDigits[3] = {{20, 11}, {9, 11}, {0, 9}};
-
-uint32_t key_of(float score) { return std::bit_cast<uint32_t>(score); }
-
-}  // namespace
-
-uint32_t select_best(std::span<const float> scores,
-                     const uint32_t* weights,
-                     uint32_t weight_min,
-                     std::span<uint8_t> taken,
-                     std::vector<uint32_t>& histogram) {
-  const auto weight = [weights](size_t i) { return weights == nullptr ? 1U : weights[i]; };
-  const size_t count = scores.size();
-  uint32_t total = 0;
-  for (size_t i = 0; i < count; ++i) total += weight(i);
-  if (weight_min == 0 || total <= weight_min) {
-    std::fill_n(taken.begin(), count, static_cast<uint8_t>(weight_min == 0 ? 0 : 1));
-    return weight_min == 0 ? 0 : total;
-  }
-  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
-  // Digit by digit, highest first: the bucket in which the running weight from the top reaches
-  // weight_min holds the threshold; only its entries are counted in the next round.
-  uint32_t prefix = 0;
-  uint32_t need = weight_min;
-  for (const Digit& digit : kDigits) {
-    std::fill_n(histogram.begin(), size_t{1} << digit.bits, 0U);
-    const uint32_t mask = (1U << digit.bits) - 1U;
-    const uint32_t above = digit.shift + digit.bits;
-    for (size_t i = 0; i < count; ++i) {
-      const uint32_t key = key_of(scores[i]);
-      if ((key >> above) == prefix) histogram[(key >> digit.shift) & mask] += weight(i);
-    }
-    uint32_t bucket = mask;
-    while (histogram[bucket] < need) need -= histogram[bucket--];
-    prefix = (prefix << digit.bits) | bucket;
-  }
-  const uint32_t threshold = prefix;
-  uint32_t sum = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t key = key_of(scores[i]);
-    bool take = key > threshold;
-    if (key == threshold && need != 0) {
-      take = true;
-      need -= std::min(need, weight(i));
-    }
-    taken[i] = take ? 1 : 0;
-    if (take) sum += weight(i);
-  }
-  return sum;
-}
-
 namespace {
 
 // Entries are ascending, so those of sinks come first, those of recents last.
@@ -94,53 +34,14 @@ float exempt_mass(const RankResult& ranked, const Candidates& range) {
   return sum;
 }
 
-// The best `budget` of `count` scores as ascending indices in s.candidates; returns how many.
-//
-// A few passes of vectors instead of a sort of everything: the budget-th largest of some maxima of
-// distinct scores is a lower bound of the threshold; what reaches it is hardly more than the
-// budget, and only that is selected from by digits.
-uint32_t best_scores(const float* scores, uint32_t count, uint32_t budget, CutScratch& s) {
-  constexpr uint32_t kMaximaPerBlock = 4;
-  const CutOps& ops = simd_cut_ops();
-  if (budget >= count) {
-    std::iota(s.candidates.begin(), s.candidates.begin() + count, 0U);
-    return count;
-  }
-  if (budget == 0) return 0;
-  float at_least = 0.0F;
-  const uint32_t rows = count / (budget * kMaximaPerBlock);
-  if (rows >= 2) {
-    const auto made =
-        static_cast<uint32_t>(ops.maxima(scores, count, rows, s.candidate_scores.data()));
-    if (made >= budget) {
-      select_best({s.candidate_scores.data(), made}, nullptr, budget,
-                  {s.candidate_taken.data(), made}, s.histogram);
-      at_least = std::numeric_limits<float>::max();
-      for (uint32_t i = 0; i < made; ++i) {
-        if (s.candidate_taken[i] != 0) at_least = std::min(at_least, s.candidate_scores[i]);
-      }
-    }
-  }
-  const auto found =
-      static_cast<uint32_t>(ops.collect(scores, count, at_least, s.candidates.data()));
-  for (uint32_t i = 0; i < found; ++i) s.candidate_scores[i] = scores[s.candidates[i]];
-  select_best({s.candidate_scores.data(), found}, nullptr, budget,
-              {s.candidate_taken.data(), found}, s.histogram);
-  uint32_t taken = 0;
-  for (uint32_t i = 0; i < found; ++i) {
-    if (s.candidate_taken[i] != 0) s.candidates[taken++] = s.candidates[i];
-  }
-  return taken;
-}
-
-// Of `count` ascending indices in s.candidates, the best that bring `mass` to `wanted`.
+// Of `count` ascending indices in s.select.chosen, the best that bring `mass` to `wanted`.
 uint32_t until_mass(const float* scores, uint32_t count, float mass, float wanted, CutScratch& s) {
-  const auto begin = s.candidates.begin();
+  const auto begin = s.select.chosen.begin();
   std::sort(begin, begin + count, [scores](uint32_t a, uint32_t b) {
     return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
   });
   uint32_t kept = 0;
-  for (; kept < count && mass < wanted; ++kept) mass = mass + scores[s.candidates[kept]];
+  for (; kept < count && mass < wanted; ++kept) mass = mass + scores[s.select.chosen[kept]];
   std::sort(begin, begin + kept);
   return kept;
 }
@@ -151,15 +52,15 @@ uint32_t take_best_blocks(const RankResult& ranked,
                           const CutOptions& options,
                           CutScratch& s) {
   const float* scores = ranked.scores.data() + range.first;
-  uint32_t count = best_scores(scores, range.count(), options.budget_blocks, s);
+  uint32_t count = select_largest({scores, range.count()}, options.budget_blocks, s.select);
   if (options.mass > 0.0F) {
     count = until_mass(scores, count, exempt_mass(ranked, range), options.mass, s);
   }
-  for (uint32_t i = 0; i < count; ++i) s.entries[i] = s.candidates[i] + range.first;
+  for (uint32_t i = 0; i < count; ++i) s.entries[i] = s.select.chosen[i] + range.first;
   return count;
 }
 
-// Candidates here are sentences: `candidates` holds the first entry, `candidate_blocks` how many
+// Candidates here are sentences: `select.chosen` holds the first entry, `candidate_blocks` how many
 // entries are counted, exempt ones left out; the score is the mean over them.
 uint32_t take_best_sentences(const RankResult& ranked,
                              const Candidates& range,
@@ -175,17 +76,16 @@ uint32_t take_best_sentences(const RankResult& ranked,
     const uint32_t end = sentence_end(first);
     float sum = 0.0F;
     for (uint32_t i = first; i < end; ++i) sum = sum + ranked.scores[i];
-    s.candidates[count] = first;
+    s.select.chosen[count] = first;
     s.candidate_blocks[count] = end - first;
-    s.candidate_scores[count] = sum / static_cast<float>(end - first);
+    s.select.scores[count] = sum / static_cast<float>(end - first);
     s.order[count] = count;
     ++count;
     first = end;
   }
   const auto worse = [&s](uint32_t a, uint32_t b) {
-    return s.candidate_scores[a] != s.candidate_scores[b]
-               ? s.candidate_scores[a] < s.candidate_scores[b]
-               : a > b;
+    return s.select.scores[a] != s.select.scores[b] ? s.select.scores[a] < s.select.scores[b]
+                                                    : a > b;
   };
   const auto begin = s.order.begin();
   std::make_heap(begin, begin + count, worse);
@@ -199,7 +99,7 @@ uint32_t take_best_sentences(const RankResult& ranked,
     if (s.candidate_blocks[best] > left) continue;
     left -= s.candidate_blocks[best];
     for (uint32_t i = 0; i < s.candidate_blocks[best]; ++i) {
-      s.entries[taken] = s.candidates[best] + i;
+      s.entries[taken] = s.select.chosen[best] + i;
       mass = mass + ranked.scores[s.entries[taken++]];
     }
   }
@@ -243,16 +143,13 @@ float unread_of(const RankResult& ranked,
 }  // namespace
 
 void CutScratch::reserve(uint32_t context_blocks) {
-  if (histogram.size() < kSelectHistogram) histogram.resize(kSelectHistogram);
+  select.reserve(context_blocks);
   if (blocks.size() >= context_blocks) return;
   blocks.resize(context_blocks);
   sentences.resize(context_blocks);
   scores.resize(context_blocks);
   entries.resize(context_blocks);
-  candidates.resize(size_t{context_blocks} + 16);
-  candidate_scores.resize(context_blocks);
   candidate_blocks.resize(context_blocks);
-  candidate_taken.resize(context_blocks);
   order.resize(context_blocks);
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/rank.h"
+#include "kernels/select.h"
 
 namespace skv {
 
@@ -43,26 +44,12 @@ struct CutScratch {
   std::vector<uint32_t> sentences;
   std::vector<float> scores;
   std::vector<uint32_t> entries;  // chosen, ascending
-  std::vector<float> candidate_scores;
-  std::vector<uint32_t> candidates;
+  SelectScratch select;
   std::vector<uint32_t> candidate_blocks;
-  std::vector<uint8_t> candidate_taken;
   std::vector<uint32_t> order;
-  std::vector<uint32_t> histogram;
   void reserve(uint32_t context_blocks);  // then cut allocates no more
 };
 
 ReadSet cut(const RankResult& ranked, const CutOptions& options, CutScratch& scratch);
-
-inline constexpr uint32_t kSelectHistogram = 2048;
-
-// The best entries until their weights sum to at least `weight_min`: marks taken[i] = 1 for those,
-// 0 for the others, and returns the sum. Higher score first, ties by lower index; scores are >= 0
-// and not NaN. `weights` null: 1 each. `histogram` is working memory of kSelectHistogram.
-uint32_t select_best(std::span<const float> scores,
-                     const uint32_t* weights,
-                     uint32_t weight_min,
-                     std::span<uint8_t> taken,
-                     std::vector<uint32_t>& histogram);
 
 }  // namespace skv

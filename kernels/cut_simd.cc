@@ -4,6 +4,8 @@
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
 
+#include <bit>
+
 #include "kernels/cut_ops.h"
 #include "kernels/rank_simd-inl.h"
 
@@ -38,11 +40,11 @@ size_t collect(const float* scores, size_t count, float at_least, uint32_t* to) 
   for (; i + kLanes <= count; i += kLanes) {
     const auto is = hn::Ge(hn::LoadU(df, scores + i), least);
     if (HWY_LIKELY(hn::AllFalse(df, is))) continue;
-    uint8_t bits[8] = {};
-    hn::StoreMaskBits(df, is, bits);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      to[found] = static_cast<uint32_t>(i + lane);
-      found += (bits[lane / 8] >> (lane % 8)) & 1U;
+    uint8_t bytes[8] = {};
+    hn::StoreMaskBits(df, is, bytes);
+    uint32_t bits = bytes[0] | uint32_t{bytes[1]} << 8;
+    for (; bits != 0; bits &= bits - 1) {
+      to[found++] = static_cast<uint32_t>(i) + static_cast<uint32_t>(std::countr_zero(bits));
     }
   }
   for (; i < count; ++i) {

@@ -10,35 +10,58 @@
 namespace skv {
 namespace {
 
-static_assert(uint64_t{kFlatSteps} * 127 * kHeadDimMax < (uint64_t{1} << 31), "sums of steps fit");
-constexpr float kStepsMin = 0x1p-100F;  // a query below has no steps
+static_assert(uint64_t{kByteSteps} * 127 * kHeadDimMax < (uint64_t{1} << 31), "sums of steps fit");
 
 // Nearest even; |value| < 2^22.
 float round_even(float value) { return (value + kRoundMagic) - kRoundMagic; }
 
-// One query in steps of its largest channel / kFlatSteps; returns the step. NaN: not finite.
-float query_to_steps(const float* query, uint32_t k_dim, int16_t* steps) {
+// One query in steps of its largest channel / `count`; returns the step. NaN: not finite. Bytes: a
+// step is 128 * high + low, [2][k_dim]; up to 127 it is low alone and goes where high would.
+float query_to_steps(
+    const float* query, uint32_t k_dim, uint32_t count, int8_t* steps, int32_t* offsets) {
   float largest = 0.0F;
   bool finite = true;
   for (uint32_t d = 0; d < k_dim; ++d) {
     finite = finite && std::isfinite(query[d]);
     largest = std::max(largest, std::fabs(query[d]));
   }
+  std::fill_n(offsets, 2, 0);
   if (!finite || largest < kStepsMin) {
-    std::fill_n(steps, k_dim, int16_t{0});
+    std::fill_n(steps, 2 * size_t{k_dim}, int8_t{0});
     return finite ? 0.0F : std::bit_cast<float>(0x7FC00000U);
   }
-  const float per_step = static_cast<float>(kFlatSteps) / largest;
+  const float per_step = static_cast<float>(count) / largest;
   for (uint32_t d = 0; d < k_dim; ++d) {
-    steps[d] = static_cast<int16_t>(round_even(query[d] * per_step));
+    const auto whole = static_cast<int32_t>(round_even(query[d] * per_step));
+    const int32_t high = count > 127 ? (whole + 64) >> 7 : whole;
+    const int32_t low = count > 127 ? whole - 128 * high : 0;
+    steps[d] = static_cast<int8_t>(high);
+    steps[k_dim + d] = static_cast<int8_t>(low);
+    offsets[0] += high;
+    offsets[1] += low;
   }
-  return largest / static_cast<float>(kFlatSteps);
+  return largest / static_cast<float>(count);
 }
+
+}  // namespace
+
+void spread_query(const float* query, uint32_t k_dim, float* to) {
+  for (uint32_t d = 0; d < k_dim; d += 4) {
+    for (uint32_t i = 0; i < kQuerySpread; ++i, to += 4) std::copy_n(query + d, 4, to);
+  }
+}
+
+namespace {
 
 float length_of(const float* query, uint32_t k_dim) {
   float sum = 0.0F;
   for (uint32_t d = 0; d < k_dim; ++d) sum = std::fma(query[d], query[d], sum);
   return std::sqrt(sum);
+}
+
+// Scanned by piece_dots: one value of 16 bits per channel, and perhaps more.
+bool has_halves(IndexKind kind) {
+  return kind != IndexKind::kInt8 && kind != IndexKind::kInt4 && kind != IndexKind::kMinMax;
 }
 
 FlatQueries prepare_queries(const RankCall& call) {
@@ -48,13 +71,20 @@ FlatQueries prepare_queries(const RankCall& call) {
   for (uint32_t q = 0; q < call.queries(); ++q) {
     const float* from = call.query.queries + size_t{q} * k_dim;
     float* first = s.query.data() + size_t{q} * k_dim;
-    float* second = s.query_square.data() + size_t{q} * k_dim;
+    float* second = s.query_second.data() + size_t{q} * k_dim;
     for (uint32_t d = 0; d < k_dim; ++d) first[d] = from[d] * scale;
     switch (call.view.kind) {
       case IndexKind::kInt8:
-      case IndexKind::kInt4:
-        s.query_factors[q] = query_to_steps(first, k_dim, s.query_steps.data() + size_t{q} * k_dim);
+      case IndexKind::kInt4: {
+        const bool bytes = call.view.kind == IndexKind::kInt8;
+        int32_t* offsets = s.query_offsets.data() + size_t{q} * 2;
+        s.query_factors[q] = query_to_steps(first, k_dim, bytes ? kByteSteps : kNibbleSteps,
+                                            s.query_steps.data() + size_t{q} * 2 * k_dim, offsets);
+        // Values are kept with these added, so that none is below 0.
+        offsets[0] *= bytes ? -128 : -8;
+        offsets[1] *= -128;
         break;
+      }
       case IndexKind::kMinMax:
         for (uint32_t d = 0; d < k_dim; ++d) {  // NaN stays in both
           second[d] = first[d] > 0.0F ? 0.0F : first[d];
@@ -70,8 +100,12 @@ FlatQueries prepare_queries(const RankCall& call) {
       default:
         break;
     }
+    if (has_halves(call.view.kind)) {
+      spread_query(first, k_dim, first_line(s.query_spread) + size_t{q} * k_dim * kQuerySpread);
+    }
   }
-  return {s.query.data(), s.query_square.data(), s.query_steps.data(), s.query_factors.data()};
+  return {s.query.data(),       first_line(s.query_spread), s.query_second.data(),
+          s.query_steps.data(), s.query_offsets.data(),     s.query_factors.data()};
 }
 
 uint32_t runs_per_block(const RankView& view) { return view.block_tokens / view.run_tokens; }
@@ -148,8 +182,10 @@ void RankScratch::reserve_flat(uint32_t block_total,
                                uint32_t row_count) {
   const size_t queries = size_t{query_count} * row_count;
   room(query, queries * k_dim);
-  room(query_square, queries * k_dim);
-  room(query_steps, queries * k_dim);
+  room(query_second, queries * k_dim);
+  room(query_spread, queries * k_dim * kQuerySpread + 16);
+  room(query_steps, queries * 2 * k_dim);
+  room(query_offsets, queries * 2);
   room(query_factors, queries);
   room(logits, queries * (size_t{run_total} + kFlatRoom));
   room(maxima, queries);
@@ -166,7 +202,42 @@ void RankScratch::reserve_flat(uint32_t block_total,
   }
 }
 
-void rank_flat(const RankCall& call) {
+// The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
+void RankScratch::reserve_best(uint32_t block_total,
+                               uint32_t run_total,
+                               uint32_t sentence_total,
+                               uint32_t k_dim,
+                               uint32_t row_count) {
+  room(query, size_t{row_count} * k_dim);
+  room(query_spread, size_t{row_count} * k_dim * kQuerySpread + 16);
+  room(query_steps, size_t{row_count} * k_dim);
+  room(logits, row_count * peak_stride(run_total, sentence_total) * kPeakTiles);
+  const size_t pages = (sentence_total + kPageSentences - 1) / kPageSentences;
+  room(best_pages, pages);
+  // A page may end in a group of tiles that is not full.
+  room(peaks, row_count * peak_stride(run_total, sentence_total));
+  room(member_masses, size_t{run_total} + kFlatRoom);
+  room(guesses, block_total);
+  room(others, block_total);
+  room(guess_logits, run_total);
+  room(candidate_logits, size_t{run_total} + kFlatRoom);
+  select.reserve(std::max<uint32_t>(block_total,
+                                    static_cast<uint32_t>(peak_stride(run_total, sentence_total))));
+  if (rows.size() < row_count) rows.resize(row_count);
+  if (results.size() < row_count) results.resize(row_count);
+  for (uint32_t i = 0; i < row_count; ++i) {
+    RankRow& row = rows[i];
+    room(row.scores, padded_to_16(block_total));
+    room(row.blocks, block_total);
+    room(row.block_sentences, block_total);
+    room(row.sentences, sentence_total);
+    room(row.normalisers, 1);
+  }
+}
+
+namespace {
+
+void rank_whole(const RankCall& call) {
   const RankView& view = call.view;
   RankScratch& s = call.scratch;
   const uint32_t runs = view.end_block * runs_per_block(view);
@@ -187,6 +258,29 @@ void rank_flat(const RankCall& call) {
     result.end_block = view.end_block;
     result.sink_end = call.sink_end();
     result.recent_first = call.recent_first();
+  }
+}
+
+// Row `index` alone; the results of the others stay.
+void rank_whole_row(const RankCall& call, uint32_t index) {
+  RankScratch& s = call.scratch;
+  RankQuery query = call.query;
+  query.queries += size_t{index} * query.query_count * call.view.k_dim;
+  query.row_count = 1;
+  const RankResult first = s.results[0];
+  std::swap(s.rows[0], s.rows[index]);
+  rank_whole({call.ops, call.flat_ops, call.sketch_ops, call.view, query, call.options, s});
+  std::swap(s.rows[0], s.rows[index]);
+  std::swap(s.results[0], s.results[index]);
+  if (index != 0) s.results[0] = first;
+}
+
+}  // namespace
+
+void rank_flat(const RankCall& call) {
+  if (!wants_best(call)) return rank_whole(call);
+  for (uint64_t left = rank_best(call); left != 0; left &= left - 1) {
+    rank_whole_row(call, static_cast<uint32_t>(std::countr_zero(left)));
   }
 }
 

@@ -20,33 +20,39 @@ float load_half(const std::byte* from, size_t index) {
   return half_to_float(load_u16(from, index));
 }
 
+// Of channel d as it is stored: value + 128, or value + 8.
+int byte_of(const std::byte* tile, uint32_t d, uint32_t lane) {
+  return static_cast<int>(tile[(size_t{d / 4} * kTileRuns + lane) * 4 + d % 4]);
+}
 int nibble_of(const std::byte* tile, uint32_t d, uint32_t lane) {
-  uint32_t word = 0;
-  std::memcpy(&word, tile + (size_t{d / 8} * kTileRuns + lane) * 4, sizeof word);
-  const auto nibble = static_cast<int>((word >> (16 * (d % 2) + 4 * (d % 8 / 2))) & 0xFU);
-  return nibble < 8 ? nibble : nibble - 16;
+  const auto pair = static_cast<int>(tile[(size_t{d / 8} * kTileRuns + lane) * 4 + d % 4]);
+  return d % 8 < 4 ? pair & 0xF : pair >> 4;
 }
 
 // A sum in integers has no order: exact, below 2^31 for kHeadDimMax channels.
 int32_t sum_of_steps(const FlatJob& job, const std::byte* tile, uint32_t lane, uint32_t query) {
-  const int16_t* steps = job.queries->steps + size_t{query} * job.k_dim;
-  int32_t sum = 0;
-  for (uint32_t d = 0; d < job.k_dim; ++d) {
-    const int value =
-        job.kind == IndexKind::kInt4
-            ? nibble_of(tile, d, lane)
-            : static_cast<int8_t>(tile[(size_t{d / 2} * kTileRuns + lane) * 2 + d % 2]);
-    sum += steps[d] * value;
+  const int8_t* high = job.queries->steps + size_t{query} * 2 * job.k_dim;
+  const int8_t* low = high + job.k_dim;
+  const int32_t* offsets = job.queries->offsets + size_t{query} * 2;
+  int32_t sum = offsets[0];
+  if (job.kind == IndexKind::kInt4) {
+    for (uint32_t d = 0; d < job.k_dim; ++d) sum += high[d] * nibble_of(tile, d, lane);
+    return sum;
   }
-  return sum;
+  int32_t low_sum = offsets[1];
+  for (uint32_t d = 0; d < job.k_dim; ++d) {
+    sum += high[d] * byte_of(tile, d, lane);
+    low_sum += low[d] * byte_of(tile, d, lane);
+  }
+  return 128 * sum + low_sum;
 }
 
 float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t query) {
   const uint32_t lane = run % kTileRuns;
   const float* first = job.queries->first + size_t{query} * job.k_dim;
   const float* second = job.queries->second + size_t{query} * job.k_dim;
-  float dot = 0.0F;
-  float other = 0.0F;
+  float dots[2] = {};  // of even channels, of odd ones
+  float others[2] = {};
   switch (job.kind) {
     case IndexKind::kInt8:
     case IndexKind::kInt4:
@@ -54,21 +60,15 @@ float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t
              (job.queries->factors[query] * load_half(job.area, run));
     case IndexKind::kMinMax:
       for (uint32_t d = 0; d < job.k_dim; ++d) {
+        float& dot = dots[d % 2];
         dot = std::fma(second[d], load_half(tile, size_t{d} * 32 + lane), dot);
         dot = std::fma(first[d], load_half(tile, size_t{d} * 32 + 16 + lane), dot);
       }
-      return dot;
-    case IndexKind::kBf16:
-      for (uint32_t d = 0; d < job.k_dim; ++d) {
-        dot = std::fma(first[d], bfloat_to_float(load_u16(tile, size_t{d} * 16 + lane)), dot);
-      }
-      return dot;
+      return dots[0] + dots[1];
     default:
       break;
   }
-  for (uint32_t d = 0; d < job.k_dim; ++d) {
-    dot = std::fma(first[d], load_half(tile, size_t{d} * 16 + lane), dot);
-  }
+  const float dot = dot_of_halves(tile, lane, job.k_dim, job.kind == IndexKind::kBf16, first);
   if (job.kind == IndexKind::kBall) {
     return std::fma(job.queries->factors[query], load_half(job.area, run), dot);
   }
@@ -76,9 +76,9 @@ float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t
   const std::byte* widths = tile + FlatAreaLayout::box_widths(job.k_dim);
   for (uint32_t d = 0; d < job.k_dim; ++d) {
     const auto width = static_cast<float>(static_cast<uint8_t>(widths[size_t{d} * 16 + lane]));
-    other = std::fma(second[d], width, other);
+    others[d % 2] = std::fma(second[d], width, others[d % 2]);
   }
-  return std::fma(other, load_half(job.area, run), dot);
+  return std::fma(others[0] + others[1], load_half(job.area, run), dot);
 }
 
 void scan(const FlatJob& job) {
@@ -115,6 +115,17 @@ void first_share(const float* masses, float factor, size_t count, float* totals)
 }
 
 }  // namespace
+
+float dot_of_halves(
+    const std::byte* tile, uint32_t lane, uint32_t k_dim, bool bfloat, const float* query) {
+  float lanes[4] = {};
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    const uint16_t bits = load_u16(tile + FlatAreaLayout::value(k_dim, d, lane), 0);
+    lanes[d % 4] =
+        std::fma(query[d], bfloat ? bfloat_to_float(bits) : half_to_float(bits), lanes[d % 4]);
+  }
+  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
 
 const FlatOps& reference_flat_ops() {
   static constexpr FlatOps kOps = {scan, masses, first_share};

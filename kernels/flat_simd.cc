@@ -1,9 +1,8 @@
 // Flat kinds with Highway, compiled once per instruction set as rank_simd.cc is. Bits are those of
-// flat_reference.cc: a lane is a run, floating-point sums run over ascending dimensions inside it,
-// integer sums are exact in any order.
+// flat_reference.cc: a lane is a run, floating-point sums run over ascending channels inside it,
+// even and odd ones apart; integer sums are exact in any order.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/flat_simd.cc"
-#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
 
@@ -22,327 +21,217 @@ namespace {
 
 #if SKV_RANK_VECTORS
 
-using Shorts = hn::Repartition<int16_t, Floats>;
-using SignedBytes = hn::Rebind<int8_t, Shorts>;
-using Bfloats = hn::Rebind<uint16_t, Words>;
-using IntVector = hn::Vec<Ints>;
-using ShortVector = hn::Vec<Shorts>;
+// Queries that are summed at once: as many accumulators as registers hold, two per query and part.
+constexpr size_t kQueriesAtOnce = kLanes == 16 ? 8 : 2;
 
-// Queries that are summed at once, and tiles beside each other: as many accumulators as registers
-// hold, so that a chain of dependent sums never waits for itself.
-constexpr size_t kQueriesAtOnce = kLanes == 16 ? 8 : 4;
-constexpr size_t tiles_at_once(size_t queries) {
-  if (kLanes != 16) return queries == 1 ? 2 : 1;
-  return queries == 8 ? 2 : 4;
-}
-
-// acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] per lane i.
-HWY_INLINE IntVector pair_dot(IntVector acc, ShortVector a, ShortVector b) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-  // The target's CPUs have VNNI; Highway 1.0.3 does not let the compiler know.
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc.raw) : "v"(a.raw), "v"(b.raw));
-  return acc;
-#elif HWY_ARCH_X86
-  auto unused = hn::Zero(Ints());
-  return hn::ReorderWidenMulAccumulate(Ints(), a, b, acc, unused);
-#else
-  const Ints di;
-  const auto a_pair = hn::BitCast(di, a);
-  const auto b_pair = hn::BitCast(di, b);
-  const auto low = [](auto v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
-  acc = hn::Add(acc, hn::Mul(low(a_pair), low(b_pair)));
-  return hn::Add(acc, hn::Mul(hn::ShiftRight<16>(a_pair), hn::ShiftRight<16>(b_pair)));
-#endif
-}
-
-// Where one scan reads: the first of its tiles, its queries.
+// Where one scan reads: a tile, what is asked for meanwhile (or null), its queries.
 struct At {
-  const std::byte* tiles;
-  size_t tile_bytes;
+  const std::byte* tile;
+  const std::byte* ahead;
   size_t k_dim;
   const float* first;
+  const float* spread;
   const float* second;
-  const int16_t* steps;
-  bool prefetch;  // the tiles behind these
+  const int8_t* steps;
 };
 
-// Each kind: one step reads kRow bytes of every tile. A unit is kLanes runs of a tile.
-
-template <size_t kUnits>
-HWY_INLINE const std::byte* row_of(const At& at, size_t unit, size_t offset) {
-  return at.tiles + unit / kParts * at.tile_bytes + offset;
-}
-// Asks for as many lines of the tiles behind these as a step reads of these, in the order in which
-// they lie in memory: what memory sees is one stream, whatever the number of tiles beside each
-// other.
-template <size_t kUnits>
-HWY_INLINE void prefetch_rows(const At& at, size_t offset) {
-  constexpr size_t kTiles = kUnits / kParts;
-  if (!at.prefetch) return;
-  const std::byte* next = at.tiles + kTiles * (at.tile_bytes + offset);
-  SKV_EACH_OF(line, kTiles) hwy::Prefetch(next + line * 64);
-}
-
-template <bool kBfloat>
-HWY_INLINE FloatVector load_values(const std::byte* at) {
-  if constexpr (kBfloat) {
-    const auto bits = hn::LoadU(Bfloats(), reinterpret_cast<const uint16_t*>(at));
-    return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(Words(), bits)));
-  } else {
-    return halves(at);
-  }
-}
-
-// kFp16, kBf16, kKeys, kBall.
-template <size_t kQueries, size_t kUnits, bool kBfloat>
-HWY_INLINE void dots_of(const At& at, FloatVector* dots) {
+template <size_t kQueries>
+HWY_INLINE void min_max_of(const At& at, FloatVector* dots) {
   const Floats df;
-  FloatVector acc[kQueries * kUnits];
-  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
+  FloatVector acc[2 * kQueries * kParts];
+  SKV_EACH_OF(i, 2 * kQueries * kParts) acc[i] = hn::Zero(df);
   for (size_t d = 0; d < at.k_dim; d += 2) {
-    prefetch_rows<kUnits>(at, d * 32);
+    prefetch_lines<2>(at.ahead, d * 64);
     SKV_EACH_OF(half, 2) {
-      FloatVector values[kUnits];
-      SKV_EACH_OF(u, kUnits) {
-        values[u] =
-            load_values<kBfloat>(row_of<kUnits>(at, u, (d + half) * 32 + u % kParts * kLanes * 2));
-      }
-      SKV_EACH_OF(q, kQueries) {
-        const auto query = hn::Set(df, at.first[q * at.k_dim + d + half]);
-        SKV_EACH_OF(u, kUnits) {
-          acc[q * kUnits + u] = hn::MulAdd(query, values[u], acc[q * kUnits + u]);
+      SKV_EACH_OF(part, kParts) {
+        const std::byte* row = at.tile + (d + half) * 64 + part * kLanes * 2;
+        const auto least = halves(row);
+        const auto largest = halves(row + 32);
+        SKV_EACH_OF(q, kQueries) {
+          const auto below = hn::Set(df, at.second[q * at.k_dim + d + half]);
+          const auto above = hn::Set(df, at.first[q * at.k_dim + d + half]);
+          auto& sum = acc[(q * kParts + part) * 2 + half];
+          sum = hn::MulAdd(above, largest, hn::MulAdd(below, least, sum));
         }
       }
     }
   }
-  SKV_EACH_OF(i, kQueries * kUnits) dots[i] = acc[i];
-}
-
-template <size_t kQueries, size_t kUnits>
-HWY_INLINE void min_max_of(const At& at, FloatVector* dots) {
-  const Floats df;
-  FloatVector acc[kQueries * kUnits];
-  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
-  for (size_t d = 0; d < at.k_dim; ++d) {
-    prefetch_rows<kUnits>(at, d * 64);
-    FloatVector least[kUnits];
-    FloatVector largest[kUnits];
-    SKV_EACH_OF(u, kUnits) {
-      const std::byte* row = row_of<kUnits>(at, u, d * 64 + u % kParts * kLanes * 2);
-      least[u] = halves(row);
-      largest[u] = halves(row + 32);
-    }
-    SKV_EACH_OF(q, kQueries) {
-      const auto below = hn::Set(df, at.second[q * at.k_dim + d]);
-      const auto above = hn::Set(df, at.first[q * at.k_dim + d]);
-      SKV_EACH_OF(u, kUnits) {
-        auto& sum = acc[q * kUnits + u];
-        sum = hn::MulAdd(above, largest[u], hn::MulAdd(below, least[u], sum));
-      }
-    }
-  }
-  SKV_EACH_OF(i, kQueries * kUnits) dots[i] = acc[i];
+  SKV_EACH_OF(i, kQueries * kParts) dots[i] = hn::Add(acc[2 * i], acc[2 * i + 1]);
 }
 
 // Sums of the half widths, the second half of a tile of kBox.
-template <size_t kQueries, size_t kUnits>
+template <size_t kQueries>
 HWY_INLINE void widths_of(const At& at, FloatVector* sums) {
   const Floats df;
-  FloatVector acc[kQueries * kUnits];
-  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(df);
+  FloatVector acc[2 * kQueries * kParts];
+  SKV_EACH_OF(i, 2 * kQueries * kParts) acc[i] = hn::Zero(df);
   const size_t widths = FlatAreaLayout::box_widths(static_cast<uint32_t>(at.k_dim));
-  for (size_t d = 0; d < at.k_dim; ++d) {
-    prefetch_rows<kUnits>(at, widths + d * 16);
-    FloatVector values[kUnits];
-    SKV_EACH_OF(u, kUnits) {
-      const auto* row = reinterpret_cast<const uint8_t*>(
-          row_of<kUnits>(at, u, widths + d * 16 + u % kParts * kLanes));
-      values[u] = hn::ConvertTo(df, hn::PromoteTo(Ints(), hn::LoadU(Bytes(), row)));
-    }
-    SKV_EACH_OF(q, kQueries) {
-      const auto query = hn::Set(df, at.second[q * at.k_dim + d]);
-      SKV_EACH_OF(u, kUnits) {
-        acc[q * kUnits + u] = hn::MulAdd(query, values[u], acc[q * kUnits + u]);
-      }
-    }
-  }
-  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = acc[i];
-}
-
-// Channels 2i and 2i + 1 of query q, in every lane.
-HWY_INLINE ShortVector step_pair(const At& at, size_t q, size_t channel) {
-  int32_t pair = 0;
-  std::memcpy(&pair, at.steps + q * at.k_dim + channel, sizeof pair);
-  return hn::BitCast(Shorts(), hn::Set(Ints(), pair));
-}
-
-// kInt8: a row is two channels of 16 runs.
-template <size_t kQueries, size_t kUnits>
-HWY_INLINE void byte_sums_of(const At& at, FloatVector* sums) {
-  IntVector acc[kQueries * kUnits];
-  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
   for (size_t d = 0; d < at.k_dim; d += 4) {
-    prefetch_rows<kUnits>(at, d * 16);
-    SKV_EACH_OF(half, 2) {
-      ShortVector values[kUnits];
-      SKV_EACH_OF(u, kUnits) {
-        const auto* row = reinterpret_cast<const int8_t*>(
-            row_of<kUnits>(at, u, d * 16 + half * 32 + u % kParts * kLanes * 2));
-        values[u] = hn::PromoteTo(Shorts(), hn::LoadU(SignedBytes(), row));
-      }
-      SKV_EACH_OF(q, kQueries) {
-        const auto query = step_pair(at, q, d + 2 * half);
-        SKV_EACH_OF(u, kUnits) {
-          acc[q * kUnits + u] = pair_dot(acc[q * kUnits + u], values[u], query);
+    prefetch_lines<1>(at.ahead, widths + d * 16);
+    SKV_EACH_OF(i, 4) {
+      SKV_EACH_OF(part, kParts) {
+        const auto* row =
+            reinterpret_cast<const uint8_t*>(at.tile + widths + (d + i) * 16 + part * kLanes);
+        const auto values = hn::ConvertTo(df, hn::PromoteTo(Ints(), hn::LoadU(Bytes(), row)));
+        SKV_EACH_OF(q, kQueries) {
+          const auto query = hn::Set(df, at.second[q * at.k_dim + d + i]);
+          auto& sum = acc[(q * kParts + part) * 2 + i % 2];
+          sum = hn::MulAdd(query, values, sum);
         }
       }
     }
   }
-  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
+  SKV_EACH_OF(i, kQueries * kParts) sums[i] = hn::Add(acc[2 * i], acc[2 * i + 1]);
 }
 
-// Nibbles i and i + 4 of each word, as a pair of 16-bit numbers.
-template <size_t kIndex>
-HWY_INLINE ShortVector nibble_pair(WordVector words) {
-  const auto shorts = hn::BitCast(Shorts(), words);
-  return hn::ShiftRight<12>(hn::ShiftLeft<12 - 4 * kIndex>(shorts));
+// Sums of integers, [query][part].
+template <size_t kQueries>
+HWY_INLINE void store_sums(const IntVector* acc, FloatVector* sums) {
+  SKV_EACH_OF(i, kQueries * kParts) sums[i] = hn::ConvertTo(Floats(), acc[i]);
 }
-template <size_t kIndex, size_t kQueries, size_t kUnits>
-HWY_INLINE void add_nibbles(const At& at, size_t d, const WordVector* words, IntVector* acc) {
-  ShortVector values[kUnits];
-  SKV_EACH_OF(u, kUnits) values[u] = nibble_pair<kIndex>(words[u]);
+
+// kInt8: steps are 128 * high + low (FlatQueries::steps).
+template <size_t kQueries>
+HWY_INLINE void byte_sums_of(const At& at, const int32_t* offsets, FloatVector* sums) {
+  IntVector high[kQueries * kParts];
+  IntVector low[kQueries * kParts];
+  const int8_t* steps = at.steps;
   SKV_EACH_OF(q, kQueries) {
-    const auto query = step_pair(at, q, d + 2 * kIndex);
-    SKV_EACH_OF(u, kUnits) acc[q * kUnits + u] = pair_dot(acc[q * kUnits + u], values[u], query);
+    SKV_EACH_OF(part, kParts) {
+      high[q * kParts + part] = hn::Set(Ints(), offsets[2 * q]);
+      low[q * kParts + part] = hn::Set(Ints(), offsets[2 * q + 1]);
+    }
   }
+  for (size_t d = 0; d < at.k_dim; d += 4) {
+    prefetch_lines<1>(at.ahead, d * 16);
+    SKV_EACH_OF(part, kParts) {
+      const auto values = load_words(at.tile + d * 16 + part * kLanes * 4);
+      SKV_EACH_OF(q, kQueries) {
+        const int8_t* from = steps + q * 2 * at.k_dim + d;
+        auto& high_sum = high[q * kParts + part];
+        auto& low_sum = low[q * kParts + part];
+        high_sum = quad_dot(high_sum, values, from);
+        low_sum = quad_dot(low_sum, values, from + at.k_dim);
+      }
+    }
+  }
+  SKV_EACH_OF(i, kQueries * kParts) high[i] = hn::Add(hn::ShiftLeft<7>(high[i]), low[i]);
+  store_sums<kQueries>(high, sums);
 }
 
-// kInt4: a row is eight channels of 16 runs.
-template <size_t kQueries, size_t kUnits>
-HWY_INLINE void nibble_sums_of(const At& at, FloatVector* sums) {
-  IntVector acc[kQueries * kUnits];
-  SKV_EACH_OF(i, kQueries * kUnits) acc[i] = hn::Zero(Ints());
-  for (size_t d = 0; d < at.k_dim; d += 8) {
-    prefetch_rows<kUnits>(at, d * 8);
-    WordVector words[kUnits];
-    SKV_EACH_OF(u, kUnits) {
-      words[u] = hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(
-                                        row_of<kUnits>(at, u, d * 8 + u % kParts * kLanes * 4)));
+// kInt4: a row is eight channels of 16 runs, four in the low halves of the bytes, then four in the
+// high ones. Two sums for each query.
+template <size_t kQueries>
+HWY_INLINE void nibble_sums_of(const At& at, const int32_t* offsets, FloatVector* sums) {
+  const Words du;
+  const auto nibble = hn::Set(du, 0x0F0F0F0FU);
+  IntVector first[kQueries * kParts];
+  IntVector second[kQueries * kParts];
+  SKV_EACH_OF(q, kQueries) {
+    SKV_EACH_OF(part, kParts) {
+      first[q * kParts + part] = hn::Set(Ints(), offsets[2 * q]);
+      second[q * kParts + part] = hn::Zero(Ints());
     }
-    add_nibbles<0, kQueries, kUnits>(at, d, words, acc);
-    add_nibbles<1, kQueries, kUnits>(at, d, words, acc);
-    add_nibbles<2, kQueries, kUnits>(at, d, words, acc);
-    add_nibbles<3, kQueries, kUnits>(at, d, words, acc);
   }
-  SKV_EACH_OF(i, kQueries * kUnits) sums[i] = hn::ConvertTo(Floats(), acc[i]);
+  for (size_t d = 0; d < at.k_dim; d += 8) {
+    prefetch_lines<1>(at.ahead, d * 8);
+    SKV_EACH_OF(part, kParts) {
+      const auto words = load_words(at.tile + d * 8 + part * kLanes * 4);
+      const auto low = hn::And(words, nibble);
+      const auto high = hn::And(hn::ShiftRight<4>(words), nibble);
+      SKV_EACH_OF(q, kQueries) {
+        const int8_t* from = at.steps + q * 2 * at.k_dim + d;
+        auto& first_sum = first[q * kParts + part];
+        auto& second_sum = second[q * kParts + part];
+        first_sum = quad_dot(first_sum, low, from);
+        second_sum = quad_dot(second_sum, high, from + 4);
+      }
+    }
+  }
+  SKV_EACH_OF(i, kQueries * kParts) first[i] = hn::Add(first[i], second[i]);
+  store_sums<kQueries>(first, sums);
 }
 
 HWY_INLINE FloatVector scales_of(const FlatJob& job, size_t run) {
   return halves(job.area + run * 2);
 }
 
-// Logits of kTiles tiles for kQueries queries; `maxima` [query][kLanes].
-template <IndexKind kKind, size_t kQueries, size_t kTiles>
-HWY_NOINLINE void scan_group(
-    const FlatJob& job, At at, size_t first_tile, size_t first_query, float* maxima) {
-  constexpr size_t kUnits = kTiles * kParts;
+// Logits of one tile for kQueries queries; `maxima` [query][kLanes].
+template <IndexKind kKind, size_t kQueries>
+HWY_NOINLINE void scan_tile(
+    const FlatJob& job, At at, size_t tile_index, size_t first_query, float* maxima) {
   const Floats df;
-  at.tiles += first_tile * at.tile_bytes;
   at.first += first_query * at.k_dim;
+  at.spread += first_query * at.k_dim * kQuerySpread;
   at.second += first_query * at.k_dim;
-  at.steps += first_query * at.k_dim;
-  FloatVector sums[kQueries * kUnits];
+  at.steps += first_query * 2 * at.k_dim;
+  const int32_t* offsets = job.queries->offsets + 2 * first_query;
+  FloatVector sums[kQueries * kParts];
   if constexpr (kKind == IndexKind::kInt8) {
-    byte_sums_of<kQueries, kUnits>(at, sums);
+    byte_sums_of<kQueries>(at, offsets, sums);
   } else if constexpr (kKind == IndexKind::kInt4) {
-    nibble_sums_of<kQueries, kUnits>(at, sums);
+    nibble_sums_of<kQueries>(at, offsets, sums);
   } else if constexpr (kKind == IndexKind::kMinMax) {
-    min_max_of<kQueries, kUnits>(at, sums);
+    min_max_of<kQueries>(at, sums);
   } else {
-    dots_of<kQueries, kUnits, kKind == IndexKind::kBf16>(at, sums);
+    piece_dots<kQueries, kTileRuns, kKind == IndexKind::kBf16>(at.tile, at.k_dim, at.spread,
+                                                               at.ahead, sums);
   }
-  FloatVector widths[kQueries * kUnits];
-  if constexpr (kKind == IndexKind::kBox) widths_of<kQueries, kUnits>(at, widths);
-  SKV_EACH_OF(u, kUnits) {
-    const size_t run = first_tile * kTileRuns + u * kLanes;
+  FloatVector widths[kQueries * kParts];
+  if constexpr (kKind == IndexKind::kBox) widths_of<kQueries>(at, widths);
+  SKV_EACH_OF(part, kParts) {
+    const size_t run = tile_index * kTileRuns + part * kLanes;
     // Lanes behind the page's last run: scanned, never a maximum.
-    const auto left = static_cast<int32_t>(job.run_count) - static_cast<int32_t>(run);
-    const auto is_run = hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left));
+    const auto is_run = first_lanes(job.run_count, run);
     SKV_EACH_OF(q, kQueries) {
       const size_t query = first_query + q;
-      auto logit = sums[q * kUnits + u];
+      auto logit = sums[q * kParts + part];
       if constexpr (kKind == IndexKind::kInt8 || kKind == IndexKind::kInt4) {
         const auto factor = hn::Set(df, job.queries->factors[query]);
         logit = hn::Mul(logit, hn::Mul(factor, scales_of(job, run)));
       } else if constexpr (kKind == IndexKind::kBall) {
         logit = hn::MulAdd(hn::Set(df, job.queries->factors[query]), scales_of(job, run), logit);
       } else if constexpr (kKind == IndexKind::kBox) {
-        logit = hn::MulAdd(widths[q * kUnits + u], scales_of(job, run), logit);
+        logit = hn::MulAdd(widths[q * kParts + part], scales_of(job, run), logit);
       }
       logit = cleaned(logit);
       hn::StoreU(logit, df, job.logits + query * job.stride + run);
-      const auto counted =
-          hn::IfThenElse(hn::RebindMask(df, is_run), logit, hn::Set(df, kLogitNone));
+      const auto counted = hn::IfThenElse(is_run, logit, hn::Set(df, kLogitNone));
       float* max = maxima + query * kLanes;
       hn::StoreU(hn::Max(hn::LoadU(df, max), counted), df, max);
     }
   }
 }
 
-// All tiles for kQueries queries from first_query on, group by group.
-template <IndexKind kKind, size_t kQueries>
-HWY_INLINE void scan_tiles(const FlatJob& job,
-                           const At& at,
-                           size_t first_tile,
-                           size_t tile_count,
-                           size_t first_query,
-                           float* maxima) {
-  constexpr size_t kTiles = tiles_at_once(kQueries);
-  size_t tile = 0;
-  for (; tile + kTiles <= tile_count; tile += kTiles) {
-    scan_group<kKind, kQueries, kTiles>(job, at, first_tile + tile, first_query, maxima);
-  }
-  for (; tile < tile_count; ++tile) {
-    scan_group<kKind, kQueries, 1>(job, at, first_tile + tile, first_query, maxima);
-  }
-}
-
-// Tiles in groups that stay in the nearest cache while all queries pass over them.
+// Tile by tile, which stays in the nearest cache while all queries pass over it.
 template <IndexKind kKind>
 void scan_kind(const FlatJob& job) {
   constexpr size_t kQueriesMax = 64;
-  constexpr size_t kGroupTiles = 4;
   const Floats df;
   float maxima[kQueriesMax * kLanes];
   for (size_t i = 0; i < job.query_count * kLanes; ++i) maxima[i] = kLogitNone;
   At at{};
-  at.tiles = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
-  at.tile_bytes = FlatAreaLayout::tile_bytes(kKind, job.k_dim);
+  at.tile = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
   at.k_dim = job.k_dim;
   at.first = job.queries->first;
+  at.spread = job.queries->spread;
   at.second = job.queries->second;
   at.steps = job.queries->steps;
+  const size_t tile_bytes = FlatAreaLayout::tile_bytes(kKind, job.k_dim);
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
-  for (size_t tile = 0; tile < tile_count; tile += kGroupTiles) {
-    const size_t count = std::min(kGroupTiles, tile_count - tile);
+  for (size_t tile = 0; tile < tile_count; ++tile, at.tile += tile_bytes) {
     size_t q = 0;
-    at.prefetch = true;
+    at.ahead = ahead_of(at.tile, job.query_count);
     const auto done = [&](size_t queries) {
       q += queries;
-      at.prefetch = false;
+      at.ahead = nullptr;
     };
     if constexpr (kQueriesAtOnce == 8) {
-      for (; q + 8 <= job.query_count; done(8)) {
-        scan_tiles<kKind, 8>(job, at, tile, count, q, maxima);
-      }
+      for (; q + 8 <= job.query_count; done(8)) scan_tile<kKind, 8>(job, at, tile, q, maxima);
+      for (; q + 4 <= job.query_count; done(4)) scan_tile<kKind, 4>(job, at, tile, q, maxima);
     }
-    for (; q + 4 <= job.query_count; done(4)) {
-      scan_tiles<kKind, 4>(job, at, tile, count, q, maxima);
-    }
-    for (; q + 2 <= job.query_count; done(2)) {
-      scan_tiles<kKind, 2>(job, at, tile, count, q, maxima);
-    }
-    if (q < job.query_count) scan_tiles<kKind, 1>(job, at, tile, count, q, maxima);
+    for (; q + 2 <= job.query_count; done(2)) scan_tile<kKind, 2>(job, at, tile, q, maxima);
+    if (q < job.query_count) scan_tile<kKind, 1>(job, at, tile, q, maxima);
   }
   for (size_t q = 0; q < job.query_count; ++q) {
     const float max = hn::GetLane(hn::MaxOfLanes(df, hn::LoadU(df, maxima + q * kLanes)));

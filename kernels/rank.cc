@@ -14,6 +14,24 @@
 namespace skv {
 namespace {
 
+// The best sentences lie apart: what is read is asked for so many of them before.
+constexpr uint32_t kSentencesAhead = 4;
+
+// The squares of a query's channels in steps of the largest; returns what one step of those times
+// one of a sentence's squares stands for.
+float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps) {
+  float largest = 0.0F;
+  for (uint32_t d = 0; d < k_dim; ++d) largest = std::max(largest, query[d] * query[d]);
+  const bool any = largest >= kStepsMin;
+  const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+  for (uint32_t d = 0; d < k_dim; ++d) {
+    // Not a step where the query is not finite, or its square is not: then no logit counts.
+    const float whole = ((query[d] * query[d]) * per_step + kRoundMagic) - kRoundMagic;
+    steps[d] = whole <= static_cast<float>(kQuerySteps) ? static_cast<int8_t>(whole) : int8_t{0};
+  }
+  return any ? largest / static_cast<float>(kQuerySteps * kSquareSteps) : 0.0F;
+}
+
 // One call of rank. Steps in the order of kernels/README.md.
 class Ranking {
  public:
@@ -24,21 +42,31 @@ class Ranking {
         query_(call.query),
         options_(call.options),
         s_(call.scratch),
-        sentences_padded_(padded_to_16(view_.sentence_count)) {}
+        sentences_padded_(padded_to_16(view_.sentence_count)) {
+    if (view_.kind == IndexKind::kMean) {
+      runs_per_block_ = 1;
+      run_tokens_ = static_cast<float>(view_.block_tokens);
+    } else {
+      runs_per_block_ = view_.block_tokens / view_.run_tokens;
+      run_tokens_ = static_cast<float>(view_.run_tokens);
+    }
+  }
 
   void run() {
-    s_.reserve(view_.sentence_count, view_.end_block, query_.query_count, view_.k_dim,
-               query_.row_count);
+    s_.reserve(view_.sentence_count, view_.end_block, view_.end_block * runs_per_block_,
+               query_.query_count, view_.k_dim, query_.row_count);
     recent_first_ = call_.recent_first();
     sink_end_ = call_.sink_end();
     full_scan_ = view_.kind == IndexKind::kMean ||
                  view_.end_block <= std::max(options_.full_scan_blocks, options_.coarse_blocks);
     scale_queries();
     scan_coarse();
+    if (!full_scan_) count_blocks();
     for (uint32_t i = 0; i < query_.row_count; ++i) {
       choose_sentences(i);
       list_blocks(s_.rows[i]);
     }
+    place_logits();
     if (view_.kind == IndexKind::kMean) {
       for (uint32_t i = 0; i < query_.row_count; ++i) take_means(i);
     } else {
@@ -56,7 +84,15 @@ class Ranking {
     const size_t count = size_t{call_.queries()} * view_.k_dim;
     for (size_t i = 0; i < count; ++i) {
       s_.query[i] = query_.queries[i] * factor;
-      s_.query_square[i] = s_.query[i] * s_.query[i];
+    }
+    const size_t padded = padded_to_line(view_.k_dim);
+    for (uint32_t q = 0; q < call_.queries(); ++q) {
+      const float* query = s_.query.data() + size_t{q} * view_.k_dim;
+      line_query(query, view_.k_dim, s_.query_lines.data() + q * padded);
+      if (!full_scan_) {
+        s_.query_factors[q] =
+            squares_to_steps(query, view_.k_dim, s_.query_steps.data() + size_t{q} * view_.k_dim);
+      }
     }
   }
 
@@ -65,12 +101,15 @@ class Ranking {
     job.k_dim = view_.k_dim;
     job.kind = view_.kind;
     job.query = s_.query.data();
-    job.query_square = full_scan_ ? nullptr : s_.query_square.data();
+    job.square_steps = full_scan_ ? nullptr : s_.query_steps.data();
+    job.square_values = s_.query_factors.data();
     job.query_count = call_.queries();
     job.stride = sentences_padded_;
     for (uint32_t first = 0; first < view_.sentence_count; first += kPageSentences) {
       const uint32_t count = std::min(view_.sentence_count - first, kPageSentences);
-      job.area = view_.pages[first / kPageSentences] + view_.area_offset;
+      const std::byte* const* page = view_.pages + first / kPageSentences;
+      job.area = *page + view_.area_offset;
+      job.next = first + count < view_.sentence_count ? page[1] + view_.area_offset : nullptr;
       job.tile_count = padded_to_16(count) / kTileSentences;
       job.mean_dots = s_.mean_dots.data() + first;
       job.coarse = s_.coarse.data() + first;
@@ -88,30 +127,55 @@ class Ranking {
       for (uint32_t i = 0; i < view_.sentence_count; ++i) row.sentences[row.fine_count++] = i;
       return;
     }
+    float* counts = row.counts.data();
     for (uint32_t i = 0; i < view_.sentence_count; ++i) {
-      row.counts[i] = static_cast<float>(view_.sentences[i].block_count * view_.block_tokens);
-      s_.block_counts[i] = always_fine(i) ? 0 : view_.sentences[i].block_count;
+      counts[i] = static_cast<float>(s_.block_counts[i] * view_.block_tokens);
     }
-    pad(row.counts.data(), 0.0F);
+    pad(counts, 0.0F);
     std::fill_n(s_.shares.data(), sentences_padded_, 0.0F);
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       float* coarse = coarse_of(row_index, q);
       pad(coarse, kLogitNone);
       const float max = ops_.max_of(coarse, sentences_padded_);
-      const float sum =
-          ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
+      const float sum = ops_.weigh(coarse, counts, max, sentences_padded_, s_.weights.data());
       ops_.add(s_.weights.data(), RankCall::share_factor(max, sum), options_.reduction,
                sentences_padded_, s_.shares.data());
     }
-    select_best({s_.shares.data(), view_.sentence_count}, s_.block_counts.data(),
-                options_.coarse_blocks, {s_.taken.data(), view_.sentence_count}, s_.histogram);
-    for (uint32_t i = 0; i < view_.sentence_count; ++i) {
-      if (s_.taken[i] == 0 && !always_fine(i)) continue;
-      row.sentences[row.fine_count++] = i;
-      row.counts[i] = 0.0F;
-      for (uint32_t q = 0; q < query_.query_count; ++q) coarse_of(row_index, q)[i] = kLogitNone;
+    const uint32_t free_count = free_end_ - free_first_;
+    uint8_t* taken = s_.taken.data();
+    select_best({s_.shares.data() + free_first_, free_count}, s_.block_counts.data() + free_first_,
+                options_.coarse_blocks, {taken, free_count}, s_.select.work);
+    uint32_t* chosen = row.sentences.data();
+    uint32_t chosen_count = 0;
+    for (uint32_t i = 0; i < free_first_; ++i) chosen[chosen_count++] = i;
+    for (uint32_t i = 0; i < free_count; ++i) {
+      chosen[chosen_count] = free_first_ + i;
+      chosen_count += taken[i];
     }
-    row.full_scan = row.fine_count == view_.sentence_count;
+    for (uint32_t i = free_end_; i < view_.sentence_count; ++i) chosen[chosen_count++] = i;
+    for (uint32_t i = 0; i < chosen_count; ++i) counts[chosen[i]] = 0.0F;
+    for (uint32_t q = 0; q < query_.query_count; ++q) {
+      float* coarse = coarse_of(row_index, q);
+      for (uint32_t i = 0; i < chosen_count; ++i) coarse[chosen[i]] = kLogitNone;
+    }
+    row.fine_count = chosen_count;
+    row.full_scan = chosen_count == view_.sentence_count;
+  }
+
+  // The sentences that are read finely in any case are the first and the last: [free_first_,
+  // free_end_) are to be chosen from.
+  void count_blocks() {
+    const uint32_t count = view_.sentence_count;
+    for (uint32_t i = 0; i < count; ++i) s_.block_counts[i] = view_.sentences[i].block_count;
+    const auto holds_recent = [this](const RankSentence& at) {
+      return at.first_block + at.block_count > recent_first_;
+    };
+    free_first_ = 0;
+    while (free_first_ < count && view_.sentences[free_first_].first_block < sink_end_) {
+      ++free_first_;
+    }
+    free_end_ = count;
+    while (free_end_ > free_first_ && holds_recent(view_.sentences[free_end_ - 1])) --free_end_;
   }
 
   void list_blocks(RankRow& row) const {
@@ -121,22 +185,38 @@ class Ranking {
     for (uint32_t i = 0; i < row.fine_count; ++i) {
       const uint32_t sentence = row.sentences[i];
       const RankSentence& at = view_.sentences[sentence];
-      for (uint32_t block = 0; block < at.block_count; ++block) {
-        blocks[count] = at.first_block + block;
-        sentences[count++] = sentence;
+      // By fours: what is too much is written over by the next.
+      for (uint32_t block = 0; block < at.block_count; block += 4) {
+        for (uint32_t j = 0; j < 4; ++j) {
+          blocks[count + block + j] = at.first_block + block + j;
+          sentences[count + block + j] = sentence;
+        }
       }
+      count += at.block_count;
     }
     row.block_count = count;
   }
 
-  // Fills fine_max [query][fine sentence] and block_sums [query][block] of every row. A sentence
-  // that several rows chose is read for all of them while it is in the nearest cache.
+  // Where the logits of each row's runs go. kMean has one for each block: what its mean says.
+  void place_logits() {
+    size_t first = 0;
+    for (uint32_t i = 0; i < query_.row_count; ++i) {
+      RankRow& row = s_.rows[i];
+      row.logits_first = first;
+      row.logits_stride = padded_to_16(row.block_count * runs_per_block_) + kFlatRoom;
+      first += query_.query_count * row.logits_stride;
+    }
+  }
+
+  // Fills the logits of every row. A sentence that several rows chose is read for all of them while
+  // it is in the nearest cache.
   void scan_fine() {
     struct Place {
       uint32_t fine = 0;
       uint32_t block = 0;
     };
     Place places[kRankQueriesMax];
+    const uint32_t padded = padded_to_line(view_.k_dim);
     for (;;) {
       uint32_t sentence = view_.sentence_count;
       for (uint32_t i = 0; i < query_.row_count; ++i) {
@@ -148,16 +228,16 @@ class Ranking {
       if (sentence == view_.sentence_count) return;
       FineJob job = fine_job(sentence);
       for (uint32_t i = 0; i < query_.row_count; ++i) {
-        RankRow& row = s_.rows[i];
+        const RankRow& row = s_.rows[i];
         Place& at = places[i];
         if (at.fine == row.fine_count || row.sentences[at.fine] != sentence) continue;
-        job.query = s_.query.data() + size_t{i} * query_.query_count * view_.k_dim;
+        ++at.fine;
+        job.query_lines = s_.query_lines.data() + size_t{i} * query_.query_count * padded;
         job.mean_dots = mean_dots_of(i, 0) + sentence;
-        job.max_stride = padded_to_16(row.fine_count);
-        job.sentence_max = row.fine_max.data() + at.fine++;
-        job.sum_stride = row.block_count;
-        job.block_sums = row.block_sums.data() + at.block;
-        job.next = at.fine < row.fine_count ? fine_bytes(row.sentences[at.fine]) : job.fine;
+        job.logits = s_.logits.data() + row.logits_first + size_t{at.block} * runs_per_block_;
+        job.logit_stride = row.logits_stride;
+        const uint32_t ahead = at.fine + kSentencesAhead - 1;
+        job.next = ahead < row.fine_count ? fine_bytes(row.sentences[ahead]) : job.fine;
         ops_.fine(job);
         at.block += view_.sentences[sentence].block_count;
       }
@@ -168,10 +248,7 @@ class Ranking {
   FineJob fine_job(uint32_t sentence) const {
     FineJob job;
     job.k_dim = view_.k_dim;
-    job.runs_per_block = view_.block_tokens / view_.run_tokens;
-    job.run_tokens = static_cast<float>(view_.run_tokens);
     job.query_count = query_.query_count;
-    job.query_scale = s_.query_scale.data();
     job.mean_stride = sentences_padded_;
     const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view_.kind, view_.k_dim);
     const std::byte* area = view_.pages[sentence / kPageSentences] + view_.area_offset;
@@ -196,77 +273,55 @@ class Ranking {
 
   // kMean: every token of a sentence weighs as its mean does.
   void take_means(uint32_t row_index) {
-    RankRow& row = s_.rows[row_index];
+    const RankRow& row = s_.rows[row_index];
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       const float* mean_dots = mean_dots_of(row_index, q);
-      float* fine_max = row.fine_max.data() + size_t{q} * padded_to_16(row.fine_count);
-      for (uint32_t i = 0; i < row.fine_count; ++i) fine_max[i] = clean_logit(mean_dots[i]);
-      std::fill_n(row.block_sums.data() + size_t{q} * row.block_count, row.block_count,
-                  static_cast<float>(view_.block_tokens));
+      float* to = s_.logits.data() + row.logits_first + q * row.logits_stride;
+      for (uint32_t i = 0; i < row.fine_count; ++i) {
+        const uint32_t sentence = row.sentences[i];
+        const uint32_t count = view_.sentences[sentence].block_count;
+        std::fill_n(to, count, clean_logit(mean_dots[sentence]));
+        to += count;
+      }
     }
   }
 
   void score(uint32_t row_index) {
     RankRow& row = s_.rows[row_index];
-    const uint32_t fine_padded = padded_to_16(row.fine_count);
+    const uint32_t blocks = row.block_count;
+    const uint32_t runs = blocks * runs_per_block_;
     float* scores = row.scores.data();
-    std::fill_n(scores, row.block_count, 0.0F);
     row.skipped_mass = 0.0F;
     for (uint32_t q = 0; q < query_.query_count; ++q) {
-      float* fine_max = row.fine_max.data() + size_t{q} * fine_padded;
-      const float* sums = row.block_sums.data() + size_t{q} * row.block_count;
+      float* masses = s_.logits.data() + row.logits_first + q * row.logits_stride;
       const float* coarse = coarse_of(row_index, q);
-      sum_sentences(row, sums);
-      std::fill(fine_max + row.fine_count, fine_max + fine_padded, kLogitNone);
-      float max = ops_.max_of(fine_max, fine_padded);
-      if (!row.full_scan) max = std::max(max, ops_.max_of(coarse, sentences_padded_));
+      std::fill(masses + runs, masses + padded_to_16(runs), kLogitNone);
+      float max = ops_.max_of(masses, padded_to_16(runs));
       float skipped = 0.0F;
       if (!row.full_scan) {
+        max = std::max(max, ops_.max_of(coarse, sentences_padded_));
         skipped = ops_.weigh(coarse, row.counts.data(), max, sentences_padded_, s_.weights.data());
       }
-      const float ranked =
-          ops_.weigh(fine_max, s_.sentence_sums.data(), max, fine_padded, s_.weights.data());
-      const float sum = max == kLogitNone ? 0.0F : ranked + skipped;
+      const float ranked = call_.flat_ops.masses(masses, max, runs, runs_per_block_, run_tokens_);
+      const bool any = max != kLogitNone;
+      const float sum = any ? ranked + skipped : 0.0F;
       const float factor = RankCall::share_factor(max, sum);
-      row.normalisers[q] = {max == kLogitNone ? 0.0F : max, sum};
+      row.normalisers[q] = {any ? max : 0.0F, sum};
       reduce_into(row.skipped_mass, skipped * factor);
-      uint32_t block = 0;
-      for (uint32_t i = 0; i < row.fine_count; ++i) {
-        const float share = s_.weights[i] * factor;
-        const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
-        if (options_.reduction == RankReduction::kMean) {
-          for (; block < end; ++block) scores[block] = scores[block] + sums[block] * share;
-        } else {
-          for (; block < end; ++block) scores[block] = std::max(scores[block], sums[block] * share);
-        }
+      if (q == 0) {
+        call_.flat_ops.first_share(masses, factor, blocks, scores);
+      } else {
+        ops_.add(masses, factor, options_.reduction, padded_to_16(blocks), scores);
       }
     }
-    if (options_.reduction == RankReduction::kMax) return;
+    if (options_.reduction == RankReduction::kMax || query_.query_count == 1) return;
     const float group = 1.0F / static_cast<float>(query_.query_count);
-    for (uint32_t block = 0; block < row.block_count; ++block) scores[block] *= group;
+    call_.flat_ops.first_share(scores, group, blocks, scores);
     row.skipped_mass *= group;
-  }
-
-  // Per fine sentence, its block sums added in ascending order.
-  void sum_sentences(const RankRow& row, const float* sums) {
-    uint32_t block = 0;
-    for (uint32_t i = 0; i < row.fine_count; ++i) {
-      const uint32_t end = block + view_.sentences[row.sentences[i]].block_count;
-      float total = 0.0F;
-      for (; block < end; ++block) total = total + sums[block];
-      s_.sentence_sums[i] = total;
-    }
-    std::fill(s_.sentence_sums.data() + row.fine_count,
-              s_.sentence_sums.data() + padded_to_16(row.fine_count), 0.0F);
   }
 
   void reduce_into(float& total, float share) const {
     total = options_.reduction == RankReduction::kMean ? total + share : std::max(total, share);
-  }
-
-  bool always_fine(uint32_t sentence) const {
-    const RankSentence& at = view_.sentences[sentence];
-    return at.first_block < sink_end_ || at.first_block + at.block_count > recent_first_;
   }
 
   void pad(float* values, float with) const {
@@ -304,13 +359,18 @@ class Ranking {
   const RankOptions& options_;
   RankScratch& s_;
   uint32_t sentences_padded_;
+  uint32_t runs_per_block_;
+  float run_tokens_;
   uint32_t sink_end_ = 0;
   uint32_t recent_first_ = 0;
+  uint32_t free_first_ = 0;
+  uint32_t free_end_ = 0;
   bool full_scan_ = true;
 };
 
 std::span<const RankResult> rank_with(const RankOps& ops,
                                       const FlatOps& flat_ops,
+                                      const SketchOps& sketch_ops,
                                       const RankView& view,
                                       const RankQuery& query,
                                       const RankOptions& options,
@@ -318,7 +378,7 @@ std::span<const RankResult> rank_with(const RankOps& ops,
   const uint64_t queries = uint64_t{query.query_count} * query.row_count;
   SKV_CHECK(queries >= 1 && queries <= kRankQueriesMax, "1 to 64 queries in a call");
   const FloatEnvironment environment;
-  const RankCall call{ops, flat_ops, view, query, options, scratch};
+  const RankCall call{ops, flat_ops, sketch_ops, view, query, options, scratch};
   if (is_flat(view.kind)) {
     rank_flat(call);
   } else {
@@ -329,38 +389,46 @@ std::span<const RankResult> rank_with(const RankOps& ops,
 
 }  // namespace
 
+void line_query(const float* query, uint32_t k_dim, float* to) {
+  for (uint32_t line = 0; line < k_dim; line += kLineChannels, to += kLineChannels) {
+    const uint32_t half = std::min(k_dim - line, kLineChannels) / 2;
+    std::fill_n(to, kLineChannels, 0.0F);
+    std::copy_n(query + line, half, to);
+    std::copy_n(query + line + half, half, to + kLineChannels / 2);
+  }
+}
+
 float RankCall::share_factor(float max, float sum) { return max == kLogitNone ? 0.0F : 1.0F / sum; }
 
 // The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void RankScratch::reserve(uint32_t sentence_count,
                           uint32_t block_total,
+                          uint32_t run_total,
                           uint32_t query_count,
                           uint32_t k_dim,
                           uint32_t row_count) {
   const size_t sentence_room = padded_to_16(sentence_count);
   const size_t queries = size_t{query_count} * row_count;
-  // A vector of 16 channels may reach 8 past the last row.
-  room(query, queries * k_dim + 8);
-  room(query_square, queries * k_dim);
-  room(query_scale, size_t{query_count} * k_dim + 8);
+  room(query, queries * k_dim);
+  room(query_steps, queries * k_dim);
+  room(query_factors, queries);
+  room(query_lines, queries * padded_to_line(k_dim));
+  room(logits, queries * (size_t{padded_to_16(run_total)} + kFlatRoom));
   room(mean_dots, queries * sentence_room);
   room(coarse, queries * sentence_room);
-  room(sentence_sums, sentence_room);
   room(shares, sentence_room);
   room(weights, sentence_room);
   room(block_counts, sentence_room);
   room(taken, sentence_room);
-  room(histogram, kSelectHistogram);
+  room(select.work, select_room(sentence_count));
   if (rows.size() < row_count) rows.resize(row_count);
   if (results.size() < row_count) results.resize(row_count);
   for (uint32_t i = 0; i < row_count; ++i) {
     RankRow& row = rows[i];
-    room(row.fine_max, query_count * sentence_room);
-    room(row.block_sums, size_t{query_count} * block_total);
     room(row.counts, sentence_room);
-    room(row.scores, block_total);
-    room(row.blocks, block_total);
-    room(row.block_sentences, block_total);
+    room(row.scores, padded_to_16(block_total));
+    room(row.blocks, block_total + 3);
+    room(row.block_sentences, block_total + 3);
     room(row.sentences, sentence_room);
     room(row.normalisers, query_count);
   }
@@ -370,7 +438,8 @@ RankResult rank_simd(const RankView& view,
                      const RankQuery& query,
                      const RankOptions& options,
                      RankScratch& scratch) {
-  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch).front();
+  return rank_with(simd_ops(), simd_flat_ops(), simd_sketch_ops(), view, query, options, scratch)
+      .front();
 }
 
 RankResult rank(const RankView& view,
@@ -391,14 +460,15 @@ std::span<const RankResult> rank_rows(const RankView& view,
                                       const RankQuery& query,
                                       const RankOptions& options,
                                       RankScratch& scratch) {
-  return rank_with(simd_ops(), simd_flat_ops(), view, query, options, scratch);
+  return rank_with(simd_ops(), simd_flat_ops(), simd_sketch_ops(), view, query, options, scratch);
 }
 
 std::span<const RankResult> rank_rows_reference(const RankView& view,
                                                 const RankQuery& query,
                                                 const RankOptions& options,
                                                 RankScratch& scratch) {
-  return rank_with(reference_ops(), reference_flat_ops(), view, query, options, scratch);
+  return rank_with(reference_ops(), reference_flat_ops(), reference_sketch_ops(), view, query,
+                   options, scratch);
 }
 
 }  // namespace skv

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/rank_pages.h"
+#include "kernels/select.h"
 
 namespace skv {
 
@@ -38,6 +39,11 @@ struct RankOptions {
   uint32_t sink_blocks = 0;
   uint32_t recent_blocks = 0;
   RankReduction reduction = RankReduction::kMean;
+  // 0: all blocks are ranked. Above: a cut of single blocks, of at most this budget and not by
+  // mass, is all that follows. For one query per row over a flat kind of 16-bit vectors (kFp16,
+  // kBf16, kKeys) rank may then leave out blocks that such a cut cannot take, like the coarse
+  // stage's: the set is that of a full scan, the masses are estimates (RankResult::skipped_mass).
+  uint32_t best_blocks = 0;
 };
 
 // Of one query: estimated sum of e^(logit) over all closed tokens = sum * 2^log2_max.
@@ -47,13 +53,15 @@ struct RankNormaliser {
 };
 
 struct RankResult {
-  std::span<const uint32_t> blocks;             // of the finely ranked sentences, ascending
+  std::span<const uint32_t> blocks;             // finely ranked, ascending
   std::span<const float> scores;                // of each of `blocks`
   std::span<const uint32_t> block_sentences;    // sentence of each of `blocks`
   std::span<const uint32_t> sentences;          // finely ranked, ascending
   std::span<const RankNormaliser> normalisers;  // per query
-  float skipped_mass = 0.0F;  // share of the sentences that only the coarse stage read
-  bool full_scan = true;      // no sentence was skipped
+  // Share of what only the coarse stage read. With best_blocks 1, not known: the scores, and the
+  // normaliser, are relative to the mass of what was ranked.
+  float skipped_mass = 0.0F;
+  bool full_scan = true;      // nothing was skipped
   uint32_t end_block = 0;     // of the view
   uint32_t sink_end = 0;      // blocks [0, sink_end) are sinks
   uint32_t recent_first = 0;  // blocks [recent_first, end_block) are recents
@@ -61,9 +69,7 @@ struct RankResult {
 
 // What rank leaves of one row.
 struct RankRow {
-  std::vector<float> fine_max;    // [query][fine sentence]: largest logit
-  std::vector<float> block_sums;  // [query][fine block]: mass relative to that
-  std::vector<float> counts;      // tokens of the sentences that were not ranked finely
+  std::vector<float> counts;  // tokens of the sentences that were not ranked finely
   std::vector<float> scores;
   std::vector<uint32_t> blocks;
   std::vector<uint32_t> block_sentences;
@@ -71,6 +77,8 @@ struct RankRow {
   std::vector<RankNormaliser> normalisers;
   uint32_t fine_count = 0;  // sentences
   uint32_t block_count = 0;
+  size_t logits_first = 0;  // of query 0, in RankScratch::logits
+  size_t logits_stride = 0;
   float skipped_mass = 0.0F;
   bool full_scan = true;
 };
@@ -80,30 +88,50 @@ struct RankRow {
 class RankScratch {
  public:
   // `queries` are those of one row.
-  void reserve(
-      uint32_t sentences, uint32_t blocks, uint32_t queries, uint32_t k_dim, uint32_t rows = 1);
+  void reserve(uint32_t sentences,
+               uint32_t blocks,
+               uint32_t runs,
+               uint32_t queries,
+               uint32_t k_dim,
+               uint32_t rows = 1);
   void reserve_flat(
       uint32_t blocks, uint32_t runs, uint32_t queries, uint32_t k_dim, uint32_t rows);
+  void reserve_best(
+      uint32_t blocks, uint32_t runs, uint32_t sentences, uint32_t k_dim, uint32_t rows);
 
   // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16; a query is
   // one of any row.
-  std::vector<float> query;          // [query][k_dim], times softmax_scale * log2(e)
-  std::vector<float> query_square;   // [query][k_dim]; of flat kinds see FlatQueries::second
-  std::vector<float> query_scale;    // [query][k_dim], times the sentence's residual scale
-  std::vector<int16_t> query_steps;  // [query][k_dim]
-  std::vector<float> query_factors;  // [query]
-  std::vector<float> mean_dots;      // [query][sentence]
-  std::vector<float> coarse;         // [query][sentence]: log2 of the mass per token
-  std::vector<float> logits;         // flat kinds: [query][run], then masses [query][block]
-  std::vector<float> maxima;         // [query]
-  std::vector<float> sentence_sums;
+  std::vector<float> query;            // [query][k_dim], times softmax_scale * log2(e)
+  std::vector<float> query_second;     // of flat kinds, see FlatQueries::second
+  std::vector<float> query_spread;     // [query][k_dim / 4][16], see spread_query
+  std::vector<float> query_lines;      // [query][padded_to_line(k_dim)], see line_query
+  std::vector<int8_t> query_steps;     // [query][2][k_dim] of kInt8 and kInt4, else [query][k_dim]
+  std::vector<int32_t> query_offsets;  // [query][2]
+  std::vector<float> query_factors;    // [query]
+  std::vector<float> mean_dots;        // [query][sentence]
+  std::vector<float> coarse;           // [query][sentence]: log2 of the mass per token
+  std::vector<float> logits;           // [query][run], then masses [query][block]
+  std::vector<float> maxima;           // [query]
   std::vector<float> shares;
   std::vector<float> weights;
   std::vector<uint32_t> block_counts;
   std::vector<uint8_t> taken;
-  std::vector<uint32_t> histogram;
   std::vector<uint32_t> identity;         // 0, 1, 2, ..
   std::vector<uint32_t> block_sentences;  // of a flat kind, for all rows
+  SelectScratch select;
+  // The best only. A page: what comes before it, and its runs.
+  struct BestPage {
+    uint32_t first_block;
+    uint32_t first_peak;
+    uint32_t run_count;
+  };
+  std::vector<BestPage> best_pages;
+  std::vector<float> peaks;             // [query][peak], then masses
+  std::vector<float> member_masses;     // [block][run], then masses [block]
+  std::vector<uint32_t> guesses;        // blocks
+  std::vector<uint32_t> others;         // blocks
+  std::vector<float> guess_logits;      // [block][run], of guesses, then of others
+  std::vector<float> candidate_logits;  // [block][run], then masses [block]
   std::vector<RankRow> rows;
   std::vector<RankResult> results;
 };

@@ -6,6 +6,7 @@
 
 #include "kernels/rank.h"
 #include "kernels/rank_ops.h"
+#include "kernels/sketch.h"
 
 namespace skv {
 
@@ -18,10 +19,24 @@ T* room(std::vector<T>& memory, size_t count) {
   return memory.data();
 }
 
+// Room for the peaks of one query.
+constexpr size_t peak_stride(uint32_t run_count, uint32_t sentence_count) {
+  return run_count / kPeakTiles + (size_t{sentence_count} / kPageSentences + 1) * kTileRuns +
+         kFlatRoom;
+}
+
+// Of a vector with room for 16 more: where its first cache line begins. Loads of whole lines that
+// are not aligned are two.
+inline float* first_line(std::vector<float>& memory) {
+  const auto at = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (64 - at % 64) % 64 / sizeof(float);
+}
+
 // One call: what it reads and where it works. Borrowed.
 struct RankCall {
   const RankOps& ops;
   const FlatOps& flat_ops;
+  const SketchOps& sketch_ops;
   const RankView& view;
   const RankQuery& query;
   const RankOptions& options;
@@ -38,5 +53,11 @@ struct RankCall {
 
 // Flat kinds: scan, then one result per row in scratch.results.
 void rank_flat(const RankCall& call);
+
+// Whether only the best blocks are asked for, and it pays to look for them alone.
+bool wants_best(const RankCall& call);
+// One result per row in scratch.results. Returns a bit for each row whose result is not certain to
+// hold what a full scan finds: there is none for it.
+uint64_t rank_best(const RankCall& call);
 
 }  // namespace skv

@@ -13,11 +13,15 @@ namespace skv {
 // All tiles of one page of one (layer, kv head). Query arrays are [query][k_dim].
 struct CoarseJob {
   const std::byte* area = nullptr;
+  const std::byte* next = nullptr;  // of the page after it, or null: asked for on the way
   uint32_t tile_count = 0;
   uint32_t k_dim = 0;
   IndexKind kind = IndexKind::kMeanSpreadRuns;
   const float* query = nullptr;
-  const float* query_square = nullptr;  // null: means only, nothing is written to `coarse`
+  // The squares of a query's channels in steps; null: means only, nothing is written to `coarse`.
+  const int8_t* square_steps = nullptr;
+  // [query]: what a step of the query times a step of the spread's square stands for.
+  const float* square_values = nullptr;
   uint32_t query_count = 0;
   size_t stride = 0;           // of the outputs, from query to query
   float* mean_dots = nullptr;  // of the page's first sentence
@@ -26,29 +30,39 @@ struct CoarseJob {
 
 // The runs of one sentence.
 struct FineJob {
-  const std::byte* fine = nullptr;  // scale codes, then tiles
+  const std::byte* fine = nullptr;  // scale codes, then residuals
   const std::byte* next = nullptr;  // what is read after this sentence: asked for on the way
   float scale_m = 0.0F;
   uint32_t k_dim = 0;
   uint32_t runs = 0;
-  uint32_t runs_per_block = 0;
-  float run_tokens = 0.0F;
-  const float* query = nullptr;
+  const float* query_lines = nullptr;  // [query][padded_to_line(k_dim)], see line_query
   uint32_t query_count = 0;
-  float* query_scale = nullptr;      // working memory, [query][k_dim]
   const float* mean_dots = nullptr;  // of this sentence and query 0
   size_t mean_stride = 0;
-  float* sentence_max = nullptr;  // of this sentence and query 0
-  size_t max_stride = 0;
-  float* block_sums = nullptr;  // of the sentence's first block and query 0
-  size_t sum_stride = 0;
+  float* logits =
+      nullptr;  // of its first run and query 0; up to 15 behind its last are written too
+  size_t logit_stride = 0;
 };
+
+// Steps of the largest channel of what a query brings to a sum of integers: itself times a
+// sentence's scales (fine), or its square (coarse). Below kStepsMin there are none.
+inline constexpr uint32_t kQuerySteps = 127;
+inline constexpr float kStepsMin = 0x1p-100F;
+
+// A query in the order in which lines of residuals have its channels, the last one padded with 0:
+// 16 channels go with the low halves of a line, 16 with the high ones.
+void line_query(const float* query, uint32_t k_dim, float* to);
 
 // Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
 struct FlatQueries {
-  const float* first = nullptr;    // kMinMax: the part above 0; else the query
-  const float* second = nullptr;   // kMinMax: the part below 0; kBox: magnitudes
-  const int16_t* steps = nullptr;  // kInt8, kInt4: the query in steps
+  const float* first = nullptr;   // kMinMax: the part above 0; else the query
+  const float* spread = nullptr;  // kinds with dot_of_halves: the query as spread_query leaves it
+  const float* second = nullptr;  // kMinMax: the part below 0; kBox: magnitudes
+  // kInt8, kInt4: the query in steps, [query][2][k_dim]: kInt8 128 * the first + the second, kInt4
+  // the first; and what is to be added to their sums, [query][2], for values that are stored as
+  // value + 128 or value + 8.
+  const int8_t* steps = nullptr;
+  const int32_t* offsets = nullptr;
   const float* factors = nullptr;  // [query]: kInt8, kInt4: what a step stands for; kBall: length
 };
 
@@ -66,8 +80,13 @@ struct FlatJob {
   float* maxima = nullptr;  // [query]: made larger
 };
 
-inline constexpr uint32_t kFlatSteps = 8191;  // of a query's largest channel: kInt8, kInt4
-inline constexpr uint32_t kFlatRoom = 256;    // logits behind the last of a query
+inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
+inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
+inline constexpr uint32_t kFlatRoom = 256;     // logits behind the last of a query
+
+// Every 4 channels of a query as often as a vector of 16 lanes holds them.
+inline constexpr uint32_t kQuerySpread = 4;
+void spread_query(const float* query, uint32_t k_dim, float* to);
 
 struct FlatOps {
   void (*scan)(const FlatJob& job);
@@ -82,8 +101,7 @@ struct FlatOps {
 
 struct RankOps {
   void (*coarse)(const CoarseJob& job);
-  // Per query: the largest logit of the sentence, and per block run_tokens times the sum of
-  // 2^(logit - that).
+  // Logits of runs.
   void (*fine)(const FineJob& job);
   // Arrays of these are padded to a multiple of 16.
   float (*max_of)(const float* values, size_t count);
@@ -98,5 +116,9 @@ const RankOps& reference_ops();
 const RankOps& simd_ops();  // of the target that is chosen now; reference_ops() without fma
 const FlatOps& reference_flat_ops();
 const FlatOps& simd_flat_ops();
+
+// The dot product of a query with run `lane` of a tile of 16-bit values, as it is defined.
+float dot_of_halves(
+    const std::byte* tile, uint32_t lane, uint32_t k_dim, bool bfloat, const float* query);
 
 }  // namespace skv

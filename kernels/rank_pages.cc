@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -32,10 +34,60 @@ std::byte* page_memory(uint64_t bytes) {
   return memory;
 }
 
+constexpr std::array<uint8_t, 256> kSquareStepOfCode = [] {
+  std::array<uint8_t, 256> steps{};
+  for (uint32_t c = 0; c < 256; ++c) steps[c] = square_step(static_cast<uint8_t>(c));
+  return steps;
+}();
+
+// The low bytes of four numbers of 16 bits.
+uint32_t low_bytes(uint64_t four) {
+  four &= 0x00FF00FF00FF00FFU;
+  four = (four | four >> 8) & 0x0000FFFF0000FFFFU;
+  return static_cast<uint32_t>(four | four >> 16);
+}
+
+// Four channels of four runs, each `row_bytes` behind the one before: nibble 4 c + r is run r of
+// channel c, plus 8.
+uint64_t load_four(const std::byte* row, size_t row_bytes) {
+  uint64_t four = 0;
+  for (uint32_t c = 0; c < 4; ++c) {
+    uint16_t runs = 0;
+    std::memcpy(&runs, row + c * row_bytes, sizeof runs);
+    four |= uint64_t{runs} << (16 * c);
+  }
+  return four ^ 0x8888888888888888U;
+}
+
+// The tiles of a record as ResidualPlace says.
+void lay_out_residuals(const std::byte* tiles, uint32_t k_dim, uint32_t runs, std::byte* to) {
+  constexpr uint64_t kLow = 0x0F0F0F0F0F0F0F0FU;
+  for (uint32_t run = 0; run < runs; run += kQuadRuns) {
+    const uint32_t first_run = run / kTileRuns * kTileRuns;
+    const size_t row_bytes = VectorRecordLayout::tile_width(runs, first_run) / 2;
+    const std::byte* from =
+        tiles + VectorRecordLayout::tile_offset(k_dim, first_run) + (run - first_run) / 2;
+    for (uint32_t line = 0; line < k_dim; line += kLineChannels) {
+      const uint32_t half = std::min(k_dim - line, kLineChannels) / 2;
+      for (uint32_t at = line; at < line + half; at += 4) {
+        const uint64_t low = load_four(from + at * row_bytes, row_bytes);
+        const uint64_t high = load_four(from + (at + half) * row_bytes, row_bytes);
+        const uint64_t even = (low & kLow) | (high & kLow) << 4;  // of runs 0 and 2
+        const uint64_t odd = (low >> 4 & kLow) | (high & ~kLow);
+        const uint32_t words[kQuadRuns] = {low_bytes(even), low_bytes(odd), low_bytes(even >> 8),
+                                           low_bytes(odd >> 8)};
+        std::memcpy(to, words, sizeof words);
+        to += sizeof words;
+      }
+    }
+  }
+}
+
 void append_area(std::byte* area,
                  IndexKind kind,
                  uint32_t k_dim,
                  const VectorRecordLayout& record_layout,
+                 uint32_t runs,
                  uint32_t sentence,
                  uint32_t fine_unit,
                  const std::byte* record) {
@@ -49,17 +101,20 @@ void append_area(std::byte* area,
                 record + size_t{d} * kMeanElement, kMeanElement);
   }
   if (kind == IndexKind::kMean) return;
-  std::byte* spread = tile + RankAreaLayout::spread_codes(k_dim);
-  for (uint32_t d = 0; d < k_dim; ++d) {
-    spread[size_t{d} * kTileSentences + lane] = record[record_layout.spread_codes + d];
+  const std::byte* codes = record + record_layout.spread_codes;
+  for (uint32_t d = 0; d < k_dim; d += 4) {
+    uint8_t steps[4];
+    for (uint32_t i = 0; i < 4; ++i)
+      steps[i] = kSquareStepOfCode[static_cast<size_t>(codes[d + i])];
+    std::memcpy(tile + RankAreaLayout::square(k_dim, d, lane), steps, sizeof steps);
   }
   std::memcpy(tile + RankAreaLayout::spread_m(k_dim) + size_t{lane} * 2,
               record + record_layout.spread_m, 2);
   std::memcpy(tile + RankAreaLayout::scale_m(k_dim) + size_t{lane} * 2,
               record + record_layout.scale_m, 2);
   std::byte* fine = area + RankAreaLayout::fine(kind, k_dim) + size_t{k_dim} * fine_unit;
-  std::memcpy(fine, record + record_layout.scale_codes,
-              record_layout.bytes - record_layout.scale_codes);
+  std::memcpy(fine, record + record_layout.scale_codes, k_dim);
+  lay_out_residuals(record + record_layout.tiles, k_dim, runs, fine + k_dim);
 }
 
 class HeapPageMemory final : public PageMemory {
@@ -129,8 +184,8 @@ bool VectorPages::append(uint32_t block_count, std::span<const std::byte> blob) 
         append_flat(area, vectors.index(), vectors.k_dim(layer), page.fine_unit_count,
                     vectors.runs(block_count), record);
       } else {
-        append_area(area, kind, vectors.k_dim(layer), record_layout, page.sentence_count,
-                    page.fine_unit_count, record);
+        append_area(area, kind, vectors.k_dim(layer), record_layout, vectors.runs(block_count),
+                    page.sentence_count, page.fine_unit_count, record);
       }
       record += record_layout.bytes;
     }

@@ -17,14 +17,19 @@ inline constexpr uint32_t kPageSentences = 64;  // sentences per page: 4 coarse 
 // Where one (layer, kv head) lies inside its area of a page. All offsets are multiples of 8, those
 // of coarse tiles of 64, from a page base that is aligned to 64.
 //
-//   4 coarse tiles: mean fp16 [d][16], spread codes u8 [d][16], spread_m fp16 [16], scale_m fp16
-//   [16]; then per sentence, back to back: scale codes u8 [d], fine tiles as in the blob
+//   4 coarse tiles: mean fp16 [d][16], squares of the spread u8 [d / 4][16][4] (square_step),
+//   spread_m fp16 [16], scale_m fp16 [16]; then per sentence, back to back: scale codes u8 [d], its
+//   runs by fours (ResidualPlace)
 // kMean has the means only. Flat kinds: kernels/flat_pages.h.
 struct RankAreaLayout {
   static constexpr uint32_t coarse_tile_bytes(IndexKind kind, uint32_t k_dim) {
     return kind == IndexKind::kMean ? 32 * k_dim : 48 * k_dim + 64;
   }
-  static constexpr uint32_t spread_codes(uint32_t k_dim) { return 32 * k_dim; }
+  static constexpr uint32_t squares(uint32_t k_dim) { return 32 * k_dim; }
+  // Of a tile.
+  static constexpr uint32_t square(uint32_t k_dim, uint32_t channel, uint32_t lane) {
+    return squares(k_dim) + (channel / 4 * kTileSentences + lane) * 4 + channel % 4;
+  }
   static constexpr uint32_t spread_m(uint32_t k_dim) { return 48 * k_dim; }
   static constexpr uint32_t scale_m(uint32_t k_dim) { return 48 * k_dim + 32; }
   static constexpr uint32_t fine(IndexKind kind, uint32_t k_dim) {
@@ -32,9 +37,42 @@ struct RankAreaLayout {
   }
   // Fine bytes of a sentence are k_dim * fine_units: one byte of scale code and stored_runs / 2.
   static constexpr uint32_t fine_units(uint32_t runs) { return 1 + stored_runs(runs) / 2; }
-  // Scanners load 8 bytes of residuals at a time, so the last row may be read past its end.
+  // Scanners load whole lines, so the last of a sentence may be read past its end.
   static constexpr uint32_t kOverread = 64;
 };
+
+// What a spread code stands for in the coarse stage: the square of the spread in steps of
+// spread_m^2 / 255, nearest even.
+inline constexpr uint32_t kSquareSteps = 255;
+constexpr uint8_t square_step(uint8_t code) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23
+  const float steps = log_code_square(code) * static_cast<float>(kSquareSteps);
+  return static_cast<uint8_t>((steps + kMagic) - kMagic);
+}
+
+// Residuals beside a sentence's scale codes. Four runs are 2 * k_dim bytes: a line of 64 for every
+// 32 channels, and a shorter one for what is left. A line of c channels is [c / 8][run][4] bytes:
+// byte b of group g has in its low half channel 4 g + b of the line, in its high half c / 2
+// further. Stored as residual + 8, so never below 0. So a lane of 32 bits is a run, whatever the
+// width of vectors, and a sentence of any length fills them.
+inline constexpr uint32_t kQuadRuns = 4;
+inline constexpr uint32_t kLineChannels = 32;
+struct ResidualPlace {
+  uint32_t byte;
+  uint32_t shift;  // 0 or 4
+};
+constexpr uint32_t quad_bytes(uint32_t k_dim) { return 2 * k_dim; }
+constexpr ResidualPlace residual_place(uint32_t k_dim, uint32_t run, uint32_t channel) {
+  const uint32_t line = channel / kLineChannels * kLineChannels;
+  const uint32_t half = (k_dim - line < kLineChannels ? k_dim - line : kLineChannels) / 2;
+  const uint32_t at = (channel - line) % half;
+  return {
+      run / kQuadRuns * quad_bytes(k_dim) + 2 * line + at / 4 * 16 + run % kQuadRuns * 4 + at % 4,
+      channel - line < half ? 0U : 4U};
+}
+constexpr uint32_t padded_to_line(uint32_t k_dim) {
+  return (k_dim + kLineChannels - 1) / kLineChannels * kLineChannels;
+}
 
 struct RankSentence {
   uint32_t first_block = 0;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -18,7 +19,6 @@ float load_half(const std::byte* from, size_t index) {
 }
 
 void coarse_sentence(const CoarseJob& job, const std::byte* tile, uint32_t lane, size_t at) {
-  const std::byte* codes = tile + RankAreaLayout::spread_codes(job.k_dim);
   for (uint32_t q = 0; q < job.query_count; ++q) {
     const float* query = job.query + size_t{q} * job.k_dim;
     float dot = 0.0F;
@@ -26,13 +26,13 @@ void coarse_sentence(const CoarseJob& job, const std::byte* tile, uint32_t lane,
       dot = std::fma(query[d], load_half(tile, size_t{d} * kTileSentences + lane), dot);
     }
     job.mean_dots[q * job.stride + at] = dot;
-    if (job.query_square == nullptr) continue;
-    const float* square = job.query_square + size_t{q} * job.k_dim;
-    float variance = 0.0F;
+    if (job.square_steps == nullptr) continue;
+    const int8_t* steps = job.square_steps + size_t{q} * job.k_dim;
+    int sum = 0;
     for (uint32_t d = 0; d < job.k_dim; ++d) {
-      const auto code = static_cast<uint8_t>(codes[size_t{d} * kTileSentences + lane]);
-      variance = std::fma(square[d], log_code_square(code), variance);
+      sum += steps[d] * static_cast<int>(tile[RankAreaLayout::square(job.k_dim, d, lane)]);
     }
+    const float variance = static_cast<float>(sum) * job.square_values[q];
     const float m = load_half(tile + RankAreaLayout::spread_m(job.k_dim), lane);
     job.coarse[q * job.stride + at] = clean_logit(std::fma(variance * (m * m), kHalfLn2, dot));
   }
@@ -48,49 +48,44 @@ void coarse(const CoarseJob& job) {
   }
 }
 
-int residual_of(const std::byte* tiles, uint32_t k_dim, uint32_t runs, uint32_t run, uint32_t d) {
-  const uint32_t first_run = run / kTileRuns * kTileRuns;
-  const uint32_t row_bytes = VectorRecordLayout::tile_width(runs, first_run) / 2;
-  const std::byte* tile = tiles + VectorRecordLayout::tile_offset(k_dim, first_run);
-  const uint32_t lane = run - first_run;
-  const auto pair = static_cast<uint32_t>(tile[size_t{d} * row_bytes + lane / 2]);
-  const auto nibble = static_cast<int>((pair >> (lane % 2 * 4)) & 0xFU);
-  return nibble < 8 ? nibble : nibble - 16;
+int residual_of(const std::byte* residuals, uint32_t k_dim, uint32_t run, uint32_t channel) {
+  const ResidualPlace at = residual_place(k_dim, run, channel);
+  return static_cast<int>((static_cast<uint32_t>(residuals[at.byte]) >> at.shift) & 0xFU) - 8;
 }
 
-// Neighbours first: ((0 + 1) + (2 + 3)) + ..; `count` is a power of two.
-float sum_of_neighbours(float* values, uint32_t count) {
-  for (; count > 1; count /= 2) {
-    for (uint32_t i = 0; i < count / 2; ++i)
-      values[i] = values[size_t{2} * i] + values[size_t{2} * i + 1];
-  }
-  return values[0];
+// Nearest even; 0 where that is no step (the query is not finite, and its logits none).
+int step_of(float value) {
+  const float whole = (value + kRoundMagic) - kRoundMagic;
+  return std::fabs(whole) <= static_cast<float>(kQuerySteps) ? static_cast<int>(whole) : 0;
 }
 
 void fine(const FineJob& job) {
-  const std::byte* tiles = job.fine + job.k_dim;
+  const uint32_t padded = padded_to_line(job.k_dim);
+  float scaled[kHeadDimMax];
+  int steps[kHeadDimMax];
   for (uint32_t q = 0; q < job.query_count; ++q) {
-    const float* query = job.query + size_t{q} * job.k_dim;
-    float* scaled = job.query_scale;
+    float largest = 0.0F;
     for (uint32_t d = 0; d < job.k_dim; ++d) {
-      scaled[d] = query[d] * (job.scale_m * log_code_factor(static_cast<uint8_t>(job.fine[d])));
+      // Channels in their own order: a line is two halves.
+      const uint32_t line = d / kLineChannels * kLineChannels;
+      const uint32_t half = std::min(job.k_dim - line, kLineChannels) / 2;
+      const uint32_t place = d - line < half ? d : d - half + kLineChannels / 2;
+      scaled[d] = job.query_lines[q * padded + place] *
+                  (job.scale_m * log_code_factor(static_cast<uint8_t>(job.fine[d])));
+      largest = std::max(largest, std::fabs(scaled[d]));
     }
-    float logits[kSentenceTokensMax];
-    float max = kLogitNone;
+    const bool any = largest >= kStepsMin;
+    const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+    float step = any ? largest / static_cast<float>(kQuerySteps) : 0.0F;
+    if (!std::isfinite(job.scale_m)) step = std::bit_cast<float>(0x7FC00000U);
+    for (uint32_t d = 0; d < job.k_dim; ++d) steps[d] = step_of(scaled[d] * per_step);
     for (uint32_t run = 0; run < job.runs; ++run) {
-      float dot = 0.0F;
+      int sum = 0;
       for (uint32_t d = 0; d < job.k_dim; ++d) {
-        const int residual = residual_of(tiles, job.k_dim, job.runs, run, d);
-        dot = std::fma(scaled[d], static_cast<float>(residual), dot);
+        sum += steps[d] * residual_of(job.fine + job.k_dim, job.k_dim, run, d);
       }
-      logits[run] = clean_logit(dot + job.mean_dots[q * job.mean_stride]);
-      max = std::max(max, logits[run]);
-    }
-    job.sentence_max[q * job.max_stride] = max;
-    for (uint32_t run = 0; run < job.runs; ++run) logits[run] = exp2_of(logits[run] - max);
-    for (uint32_t first = 0; first < job.runs; first += job.runs_per_block) {
-      job.block_sums[q * job.sum_stride + first / job.runs_per_block] =
-          sum_of_neighbours(logits + first, job.runs_per_block) * job.run_tokens;
+      job.logits[q * job.logit_stride + run] =
+          clean_logit(std::fma(static_cast<float>(sum), step, job.mean_dots[q * job.mean_stride]));
     }
   }
 }

@@ -10,9 +10,12 @@
 
 #include <array>
 #include <bit>
+#include <cstring>
 
 #include "ipc/layout/vectors.h"
+#include "kernels/flat_pages.h"
 #include "kernels/rank_math.h"
+#include "kernels/rank_ops.h"
 
 // Unrolled, so that the accumulators of a block of queries stay in registers: g++ -O2 alone leaves
 // them in an array on the stack, twice as slow.
@@ -56,6 +59,10 @@ using Halves = hn::Rebind<hwy::float16_t, Floats>;
 using Bytes = hn::Rebind<uint8_t, Floats>;
 using FloatVector = hn::Vec<Floats>;
 using WordVector = hn::Vec<Words>;
+using Shorts = hn::Repartition<int16_t, Floats>;
+using Bfloats = hn::Rebind<uint16_t, Words>;
+using IntVector = hn::Vec<Ints>;
+using ShortVector = hn::Vec<Shorts>;
 
 constexpr size_t kLanes = HWY_MAX_BYTES / 4 < 16 ? HWY_MAX_BYTES / 4 : 16;
 constexpr size_t kParts = 16 / kLanes;  // vectors per tile of 16
@@ -78,20 +85,16 @@ HWY_INLINE WordVector table_of_16(const uint32_t* table, WordVector index) {
 #endif
 }
 
-// log_code_factor and log_code_square of kLanes codes. With 16 lanes one permutation looks up the
+// log_code_factor of kLanes codes. With 16 lanes one permutation looks up the
 // power (it takes the low four bits of each code) and one addition sets the exponent: what the
 // code's low bits add to the fraction is taken off the table before.
-template <uint32_t kStepsPerOctave>
-HWY_INLINE FloatVector code_values(const uint8_t* at) {
-  constexpr uint32_t kLowBits = kStepsPerOctave - 1;
-  constexpr int kShift = kStepsPerOctave == 16 ? 19 : 20;
+HWY_INLINE FloatVector code_factors(const uint8_t* at) {
+  constexpr int kShift = 19;  // a code is sixteenths of an octave, and these bits of an exponent
   static constexpr std::array<uint32_t, 16> kTable = [] {
     std::array<uint32_t, 16> table{};
     for (uint32_t i = 0; i < 16; ++i) {
-      const uint32_t low = i & kLowBits;
-      const float power = detail::kSixteenthPowers[(kLowBits - low) * (16 / kStepsPerOctave)];
-      table[i] =
-          std::bit_cast<uint32_t>(power) - ((255U / kStepsPerOctave) << 23) - (low << kShift);
+      const float power = detail::kSixteenthPowers[15 - i];
+      table[i] = std::bit_cast<uint32_t>(power) - ((255U / 16) << 23) - (i << kShift);
     }
     return table;
   }();
@@ -101,11 +104,144 @@ HWY_INLINE FloatVector code_values(const uint8_t* at) {
   const auto bits = hn::Add(power, hn::ShiftLeft<kShift>(codes));
   return hn::BitCast(Floats(), hn::IfThenZeroElse(hn::Eq(codes, hn::Zero(du)), bits));
 }
-HWY_INLINE FloatVector code_factors(const uint8_t* at) { return code_values<16>(at); }
-HWY_INLINE FloatVector code_squares(const uint8_t* at) { return code_values<8>(at); }
 
 HWY_INLINE FloatVector halves(const std::byte* at) {
   return hn::PromoteTo(Floats(), hn::LoadU(Halves(), reinterpret_cast<const hwy::float16_t*>(at)));
+}
+
+// bf16 is the upper half of fp32.
+HWY_INLINE FloatVector bfloats(const std::byte* at) {
+  const auto bits = hn::LoadU(Bfloats(), reinterpret_cast<const uint16_t*>(at));
+  return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(Words(), bits)));
+}
+template <bool kBfloat>
+HWY_INLINE FloatVector load_values(const std::byte* at) {
+  if constexpr (kBfloat) {
+    return bfloats(at);
+  } else {
+    return halves(at);
+  }
+}
+
+// acc + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] per lane i.
+HWY_INLINE IntVector pair_dot(IntVector acc, ShortVector a, ShortVector b) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+  // The target's CPUs have VNNI; Highway 1.0.3 does not let the compiler know.
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc.raw) : "v"(a.raw), "v"(b.raw));
+  return acc;
+#elif HWY_ARCH_X86
+  auto unused = hn::Zero(Ints());
+  return hn::ReorderWidenMulAccumulate(Ints(), a, b, acc, unused);
+#else
+  const Ints di;
+  const auto a_pair = hn::BitCast(di, a);
+  const auto b_pair = hn::BitCast(di, b);
+  const auto low = [](auto v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
+  acc = hn::Add(acc, hn::Mul(low(a_pair), low(b_pair)));
+  return hn::Add(acc, hn::Mul(hn::ShiftRight<16>(a_pair), hn::ShiftRight<16>(b_pair)));
+#endif
+}
+
+// acc + the products of four unsigned bytes of `values` per lane with four signed ones of `steps`.
+HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, IntVector steps) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+  // Both from registers: with the steps from memory, it is slower.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(values.raw), "v"(steps.raw));
+  return acc;
+#else
+  // Bytes 0 and 2, then 1 and 3, as pairs of 16-bit numbers.
+  const Shorts ds;
+  const auto bytes = hn::BitCast(hn::Repartition<uint16_t, Floats>(), values);
+  const auto even = hn::And(bytes, hn::Set(hn::Repartition<uint16_t, Floats>(), 0xFF));
+  const auto signs = hn::BitCast(ds, steps);
+  acc = pair_dot(acc, hn::BitCast(ds, even), hn::ShiftRight<8>(hn::ShiftLeft<8>(signs)));
+  return pair_dot(acc, hn::BitCast(ds, hn::ShiftRight<8>(bytes)), hn::ShiftRight<8>(signs));
+#endif
+}
+// The same four of every lane.
+HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, const int8_t* steps) {
+  int32_t four = 0;
+  std::memcpy(&four, steps, sizeof four);
+  return quad_dot(acc, values, hn::Set(Ints(), four));
+}
+
+// Lines that are asked for while `kLines` are read, from where they lie one after the other: memory
+// sees one stream. Null: none. To the second cache: the first has fewer misses under way at once.
+template <size_t kLines>
+HWY_INLINE void prefetch_lines(const std::byte* ahead, size_t offset) {
+  if (ahead == nullptr) return;
+  SKV_EACH_OF(line, kLines) __builtin_prefetch(ahead + offset + line * 64, 0, 2);
+}
+
+// Sums of neighbours, of a's lanes first.
+HWY_INLINE FloatVector neighbours(FloatVector a, FloatVector b) {
+  const Floats df;
+  return hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a));
+}
+
+// Dot products of kQueries queries, [query][k_dim / 4][4][4] (kQuerySpread), with kRuns / 8 pieces
+// of a tile of 16-bit values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
+// sums every fourth channel of a run; neighbours are added at the end. Pieces are read from
+// beginning to end, which is how memory is fast; a line is two vectors, which share the queries'
+// loads.
+template <size_t kQueries, size_t kRuns, bool kBfloat>
+HWY_INLINE void piece_dots(const std::byte* tile,
+                           size_t k_dim,
+                           const float* queries,
+                           const std::byte* ahead,
+                           FloatVector* dots) {
+  constexpr size_t kVectors = 8 * 4 / kLanes;  // of a line
+  constexpr size_t kPieces = kRuns / kPieceRuns;
+  const Floats df;
+  FloatVector pairs[kQueries * kPieces * (kVectors / 2)];
+  SKV_EACH_OF(piece, kPieces) {
+    FloatVector acc[kQueries * kVectors];
+    SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
+    const std::byte* lines = tile + piece * kPieceRuns * 2 * k_dim;
+    // Few rounds of much: the end of a long loop is a surprise to the CPU.
+    SKV_UNROLL
+    for (size_t two = 0; two < k_dim; two += 8) {
+      prefetch_lines<2>(ahead, piece * kPieceRuns * 2 * k_dim + two * 16);
+      SKV_EACH_OF(step, 2) {
+        const size_t d = two + 4 * step;
+        FloatVector values[kVectors];
+        SKV_EACH_OF(v, kVectors) values[v] = load_values<kBfloat>(lines + d * 16 + v * kLanes * 2);
+        SKV_EACH_OF(q, kQueries) {
+          const auto query = hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread);
+          SKV_EACH_OF(v, kVectors) {
+            acc[q * kVectors + v] = hn::MulAdd(query, values[v], acc[q * kVectors + v]);
+          }
+        }
+      }
+    }
+    SKV_EACH_OF(q, kQueries) {
+      SKV_EACH_OF(v, kVectors / 2) {
+        pairs[(q * kPieces + piece) * (kVectors / 2) + v] =
+            neighbours(acc[q * kVectors + 2 * v], acc[q * kVectors + 2 * v + 1]);
+      }
+    }
+  }
+  constexpr size_t kParts2 = kPieces * (kVectors / 2) / 2;  // vectors of dots per query
+  if constexpr (kParts2 == 0) {
+    SKV_EACH_OF(q, kQueries) dots[q] = neighbours(pairs[q], pairs[q]);  // the lower half counts
+  } else {
+    SKV_EACH_OF(i, kQueries * kParts2) dots[i] = neighbours(pairs[2 * i], pairs[2 * i + 1]);
+  }
+}
+
+HWY_INLINE WordVector load_words(const std::byte* at) {
+  return hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(at));
+}
+// The lanes of a vector that begins with `first` of `count` values which are among them.
+HWY_INLINE hn::Mask<Floats> first_lanes(size_t count, size_t first) {
+  const auto left = static_cast<int32_t>(count) - static_cast<int32_t>(first);
+  return hn::RebindMask(Floats(), hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left)));
+}
+
+// What to ask for while a tile is read. One or a few queries keep up with what the CPU asks for by
+// itself.
+HWY_INLINE const std::byte* ahead_of(const std::byte* tile, size_t query_count) {
+  return query_count >= 8 ? tile + 4096 : nullptr;
 }
 
 HWY_INLINE FloatVector cleaned(FloatVector logits) {
@@ -136,8 +272,7 @@ HWY_INLINE void halve(float* values, size_t count) {
   for (size_t i = 0; i < count; i += kLanes) {
     const auto low = hn::LoadU(df, values + 2 * i);
     const auto high = hn::LoadU(df, values + 2 * i + kLanes);
-    hn::StoreU(hn::Add(hn::ConcatEven(df, high, low), hn::ConcatOdd(df, high, low)), df,
-               values + i);
+    hn::StoreU(neighbours(low, high), df, values + i);
   }
 }
 

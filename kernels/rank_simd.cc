@@ -7,7 +7,9 @@
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "ipc/layout/half.h"
 #include "ipc/layout/vectors.h"
@@ -26,36 +28,33 @@ namespace {
 
 // kQueries queries against one part (kLanes sentences) of kTiles tiles that follow each other.
 template <size_t kQueries, size_t kTiles, bool kSpread>
-HWY_INLINE void coarse_part(
-    const CoarseJob& job, const std::byte* tile, size_t part, uint32_t first_query, size_t at) {
+HWY_INLINE void coarse_part(const CoarseJob& job,
+                            const std::byte* tile,
+                            const std::byte* ahead,
+                            size_t part,
+                            uint32_t first_query,
+                            size_t at) {
   const Floats df;
   const size_t k_dim = job.k_dim;
   const size_t lane = part * kLanes;
   const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
   const float* query = job.query + first_query * k_dim;
-  const float* square = kSpread ? job.query_square + first_query * k_dim : nullptr;
   FloatVector dots[kQueries * kTiles];
-  FloatVector variances[kQueries * kTiles];
-  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = variances[i] = hn::Zero(df);
+  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = hn::Zero(df);
   const std::byte* means = tile + lane * 2;
-  const auto* codes =
-      reinterpret_cast<const uint8_t*>(tile) + RankAreaLayout::spread_codes(job.k_dim) + lane;
-  for (size_t d = 0; d < k_dim; ++d) {
-    FloatVector mean[kTiles];
-    FloatVector factor[kTiles];
-    SKV_EACH_OF(t, kTiles) {
-      mean[t] = halves(means + t * tile_bytes + d * 32);
-      if constexpr (kSpread) factor[t] = code_squares(codes + t * tile_bytes + d * 16);
+  for (size_t two = 0; two < k_dim; two += 2) {
+    if (ahead != nullptr) {
+      SKV_EACH_OF(t, kTiles) prefetch_lines<1>(ahead, t * tile_bytes + two * 32);
     }
-    SKV_EACH_QUERY(q) {
-      const auto value = hn::Set(df, query[q * k_dim + d]);
-      SKV_EACH_OF(t, kTiles) {
-        dots[q * kTiles + t] = hn::MulAdd(value, mean[t], dots[q * kTiles + t]);
-      }
-      if constexpr (kSpread) {
-        const auto squared = hn::Set(df, square[q * k_dim + d]);
+    SKV_EACH_OF(i, 2) {
+      const size_t d = two + i;
+      FloatVector mean[kTiles];
+      SKV_EACH_OF(t, kTiles) mean[t] = halves(means + t * tile_bytes + d * 32);
+      SKV_EACH_QUERY(q) {
+        const auto value = hn::Set(df, query[q * k_dim + d]);
         SKV_EACH_OF(t, kTiles) {
-          variances[q * kTiles + t] = hn::MulAdd(squared, factor[t], variances[q * kTiles + t]);
+          auto& dot = dots[q * kTiles + t];
+          dot = hn::MulAdd(value, mean[t], dot);
         }
       }
     }
@@ -65,50 +64,81 @@ HWY_INLINE void coarse_part(
     SKV_EACH_QUERY(q) {
       hn::StoreU(dots[q * kTiles + t], df, job.mean_dots + (first_query + q) * job.stride + to);
     }
-    if constexpr (kSpread) {
-      const std::byte* m_at =
-          tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2;
-      const auto m = halves(m_at);
+  }
+  if constexpr (kSpread) {
+    const int8_t* steps = job.square_steps + first_query * k_dim;
+    const std::byte* squares = tile + RankAreaLayout::squares(job.k_dim);
+    IntVector sums[kQueries * kTiles];
+    SKV_EACH_OF(i, kQueries * kTiles) sums[i] = hn::Zero(Ints());
+    for (size_t d = 0; d < k_dim; d += 4) {
+      if (ahead != nullptr) {
+        SKV_EACH_OF(t, kTiles) {
+          prefetch_lines<1>(ahead, RankAreaLayout::squares(job.k_dim) + t * tile_bytes + d * 16);
+        }
+      }
+      WordVector words[kTiles];
+      SKV_EACH_OF(t, kTiles) words[t] = load_words(squares + t * tile_bytes + d * 16 + lane * 4);
+      SKV_EACH_QUERY(q) {
+        int32_t four = 0;
+        std::memcpy(&four, steps + q * k_dim + d, sizeof four);
+        const auto of_query = hn::Set(Ints(), four);
+        SKV_EACH_OF(t, kTiles) {
+          auto& sum = sums[q * kTiles + t];
+          sum = quad_dot(sum, words[t], of_query);
+        }
+      }
+    }
+    SKV_EACH_OF(t, kTiles) {
+      const size_t to = at + t * kTileSentences + lane;
+      const auto m = halves(tile + t * tile_bytes + RankAreaLayout::spread_m(job.k_dim) + lane * 2);
       const auto m_square = hn::Mul(m, m);
       SKV_EACH_QUERY(q) {
-        const auto logit = hn::MulAdd(hn::Mul(variances[q * kTiles + t], m_square),
-                                      hn::Set(df, kHalfLn2), dots[q * kTiles + t]);
-        hn::StoreU(cleaned(logit), df, job.coarse + (first_query + q) * job.stride + to);
+        const size_t of = (first_query + q) * job.stride + to;
+        const auto variance = hn::Mul(hn::ConvertTo(df, sums[q * kTiles + t]),
+                                      hn::Set(df, job.square_values[first_query + q]));
+        const auto logit = hn::MulAdd(hn::Mul(variance, m_square), hn::Set(df, kHalfLn2),
+                                      hn::LoadU(df, job.mean_dots + of));
+        hn::StoreU(cleaned(logit), df, job.coarse + of);
       }
     }
   }
 }
 
 template <size_t kTiles, bool kSpread>
-void coarse_queries(const CoarseJob& job, const std::byte* tile, size_t at) {
+HWY_NOINLINE void coarse_queries(const CoarseJob& job, uint32_t first_tile) {
+  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
+  const std::byte* tile = job.area + first_tile * tile_bytes;
+  const std::byte* ahead = job.next == nullptr ? nullptr : job.next + first_tile * tile_bytes;
+  const size_t at = size_t{first_tile} * kTileSentences;
   for (size_t part = 0; part < kParts; ++part) {
     uint32_t q = 0;
-    for (; q + 4 <= job.query_count; q += 4)
-      coarse_part<4, kTiles, kSpread>(job, tile, part, q, at);
+    for (; q + 4 <= job.query_count; q += 4) {
+      coarse_part<4, kTiles, kSpread>(job, tile, ahead, part, q, at);
+      ahead = nullptr;
+    }
     const uint32_t left = job.query_count - q;
-    if (left == 3) coarse_part<3, kTiles, kSpread>(job, tile, part, q, at);
-    if (left == 2) coarse_part<2, kTiles, kSpread>(job, tile, part, q, at);
-    if (left == 1) coarse_part<1, kTiles, kSpread>(job, tile, part, q, at);
+    if (left == 3) coarse_part<3, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    if (left == 2) coarse_part<2, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    if (left == 1) coarse_part<1, kTiles, kSpread>(job, tile, ahead, part, q, at);
+    ahead = nullptr;
   }
 }
 
 template <bool kSpread>
 void coarse_tiles(const CoarseJob& job) {
-  const size_t tile_bytes = RankAreaLayout::coarse_tile_bytes(job.kind, job.k_dim);
-  // Two tiles beside each other where there are registers for their sums.
-  constexpr uint32_t kTiles = kLanes == 16 ? 2 : 1;
+  // As many tiles beside each other as there are registers for their sums.
+  constexpr uint32_t kTiles = kLanes == 16 ? 4 : 2;
   uint32_t tile = 0;
-  for (; tile + kTiles <= job.tile_count; tile += kTiles) {
-    coarse_queries<kTiles, kSpread>(job, job.area + tile * tile_bytes,
-                                    size_t{tile} * kTileSentences);
+  for (; tile + kTiles <= job.tile_count; tile += kTiles)
+    coarse_queries<kTiles, kSpread>(job, tile);
+  if constexpr (kTiles > 2) {
+    for (; tile + 2 <= job.tile_count; tile += 2) coarse_queries<2, kSpread>(job, tile);
   }
-  for (; tile < job.tile_count; ++tile) {
-    coarse_queries<1, kSpread>(job, job.area + tile * tile_bytes, size_t{tile} * kTileSentences);
-  }
+  for (; tile < job.tile_count; ++tile) coarse_queries<1, kSpread>(job, tile);
 }
 
 void coarse(const CoarseJob& job) {
-  if (job.query_square != nullptr) {
+  if (job.square_steps != nullptr) {
     coarse_tiles<true>(job);
   } else {
     coarse_tiles<false>(job);
@@ -117,156 +147,193 @@ void coarse(const CoarseJob& job) {
 
 // --- fine ---
 
-// A row of residuals is 8 bytes, the lower four bytes the runs 0..7, the upper four the runs 8..15
-// (a narrower tile leaves lanes that nobody reads). Broadcast, they alternate from lane to lane; a
-// shift per lane brings the lane's nibble to the bottom, where a table makes it a number. So lane j
-// (of the tile) holds run j / 2 + 8 * (j % 2), and the runs are put in order once per tile.
-HWY_INLINE WordVector nibble_shifts(size_t part) {
-  const Words du;
-  const auto lane = hn::Iota(du, static_cast<uint32_t>(part * kLanes));
-  return hn::ShiftLeft<2>(hn::ShiftRight<1>(lane));
+// A vector of query steps as vectors of residuals meet them: each four channels as often as there
+// are runs in a lane group, which is what a shuffle of bytes inside its 16 does. `rounded` holds
+// the steps in the low bytes.
+HWY_INLINE IntVector steps_of(FloatVector rounded) {
+  const hn::Repartition<uint8_t, Floats> d8;
+  alignas(16) static constexpr uint8_t kLowBytes[16] = {0, 4, 8, 12, 0, 4, 8, 12,
+                                                        0, 4, 8, 12, 0, 4, 8, 12};
+  return hn::BitCast(Ints(),
+                     hn::TableLookupBytes(hn::BitCast(d8, rounded), hn::LoadDup128(d8, kLowBytes)));
 }
 
-HWY_INLINE FloatVector residuals_of(WordVector words, WordVector shifts) {
-  const Floats df;
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  alignas(64) static constexpr float kResiduals[16] = {0,  1,  2,  3,  4,  5,  6,  7,
-                                                       -8, -7, -6, -5, -4, -3, -2, -1};
-  const auto shifted = hn::Shr(words, shifts);
-  return FloatVector{_mm512_permutexvar_ps(shifted.raw, hn::Load(df, kResiduals).raw)};
-#else
-  const auto top = hn::Shl(words, hn::Sub(hn::Set(Words(), 28U), shifts));
-  return hn::ConvertTo(df, hn::ShiftRight<28>(hn::BitCast(Ints(), top)));
-#endif
-}
+// The queries of one call of fine_queries times the scales of a sentence, in steps: vectors
+// [vector of channels][query], and what a run's sum begins with, for residuals that are stored as
+// residual + 8.
+template <size_t kQueries>
+struct StepQueries {
+  alignas(64) int32_t steps[kQueries * kHeadDimMax];
+  IntVector offsets[kQueries];
+  float values[kQueries];  // of a step
+};
 
-constexpr size_t run_of_lane(size_t lane) { return lane / 2 + 8 * (lane % 2); }
-alignas(64) constexpr int32_t kLaneOfRun[16] = {0, 2, 4, 6, 8, 10, 12, 14,
-                                                1, 3, 5, 7, 9, 11, 13, 15};
-
-// Adds up kQueries queries over one part of kTiles tiles; logits go to `logits`
-// [query][kSentenceTokensMax], in order of runs. The last tile's rows may be shorter.
-template <size_t kQueries, size_t kTiles>
-HWY_INLINE void fine_part(const FineJob& job,
-                          const std::byte* tile,
-                          size_t last_row_bytes,
-                          size_t part,
-                          uint32_t first_query,
-                          float* logits) {
+template <size_t kQueries>
+HWY_INLINE void make_steps(const FineJob& job,
+                           const float* scales,
+                           uint32_t first_query,
+                           StepQueries<kQueries>& to) {
   const Floats df;
-  const hn::Repartition<uint64_t, Floats> d64;
-  const size_t k_dim = job.k_dim;
-  const float* scaled = job.query_scale + first_query * k_dim;
-  const auto shifts = nibble_shifts(part);
-  FloatVector dots[kQueries * kTiles];
-  SKV_EACH_OF(i, kQueries * kTiles) dots[i] = hn::Zero(df);
-  // As far into the next sentence as this is into its own.
-  const std::byte* next = job.next + (tile - job.fine);
-  for (size_t d = 0; d < k_dim; ++d) {
-    if (d % 4 == 0) hwy::Prefetch(next + d * kTiles * (kTileRuns / 2));
-    FloatVector residuals[kTiles];
-    SKV_EACH_OF(t, kTiles) {
-      const size_t row_bytes = t + 1 < kTiles ? kTileRuns / 2 : last_row_bytes;
-      uint64_t row = 0;
-      std::memcpy(&row, tile + t * (kTileRuns / 2) * k_dim + d * row_bytes, sizeof row);
-      residuals[t] = residuals_of(hn::BitCast(Words(), hn::Set(d64, row)), shifts);
-    }
+  const size_t padded = padded_to_line(job.k_dim);
+  const float* queries = job.query_lines + first_query * padded;
+  FloatVector largest[kQueries];
+  SKV_EACH_QUERY(q) largest[q] = hn::Zero(df);
+  for (size_t d = 0; d < padded; d += kLanes) {
+    const auto scale = hn::Load(df, scales + d);
     SKV_EACH_QUERY(q) {
-      const auto query = hn::Set(df, scaled[q * k_dim + d]);
-      SKV_EACH_OF(t, kTiles) {
-        dots[q * kTiles + t] = hn::MulAdd(query, residuals[t], dots[q * kTiles + t]);
-      }
+      const auto scaled = hn::Mul(hn::LoadU(df, queries + q * padded + d), scale);
+      largest[q] = hn::Max(largest[q], hn::Abs(scaled));
     }
   }
+  FloatVector per_step[kQueries];
+  IntVector offsets[kQueries];  // beside `to`, so that they stay in registers
   SKV_EACH_QUERY(q) {
-    const float mean_dot = job.mean_dots[(first_query + q) * job.mean_stride];
-    SKV_EACH_OF(t, kTiles) {
-      const auto logit = cleaned(hn::Add(dots[q * kTiles + t], hn::Set(df, mean_dot)));
-      float* to = logits + q * kSentenceTokensMax + t * kTileRuns;
-      if constexpr (kLanes == 16) {
-        hn::StoreU(hn::TableLookupLanes(logit, hn::SetTableIndices(df, kLaneOfRun)), df, to);
-      } else {
-        float lanes[kLanes];
-        hn::StoreU(logit, df, lanes);
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          to[run_of_lane(part * kLanes + lane)] = lanes[lane];
+    offsets[q] = hn::Zero(Ints());
+    const float max = hn::GetLane(hn::MaxOfLanes(df, largest[q]));
+    const bool any = max >= kStepsMin;
+    per_step[q] = hn::Set(df, any ? static_cast<float>(kQuerySteps) / max : 0.0F);
+    to.values[q] = any ? max / static_cast<float>(kQuerySteps) : 0.0F;
+    if (!(std::fabs(job.scale_m) <= std::numeric_limits<float>::max())) {
+      to.values[q] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+  const auto magic = hn::Set(df, kRoundMagic);
+  const auto eights = hn::Set(Words(), 0x08080808U);
+  int32_t* steps = to.steps;
+  for (size_t d = 0; d < padded; d += kLanes) {
+    const auto scale = hn::Load(df, scales + d);
+    SKV_EACH_QUERY(q) {
+      const auto scaled = hn::Mul(hn::LoadU(df, queries + q * padded + d), scale);
+      const auto step = steps_of(hn::Add(hn::Mul(scaled, per_step[q]), magic));
+      hn::Store(step, Ints(), steps);
+      steps += kLanes;
+      offsets[q] = quad_dot(offsets[q], eights, step);
+    }
+  }
+  SKV_EACH_QUERY(q) to.offsets[q] = hn::Neg(offsets[q]);
+}
+
+// Sums over the groups of channels: from kQuads vectors of [group][run] vectors of runs.
+template <size_t kQuads>
+HWY_INLINE void sums_of_runs(const IntVector* acc, IntVector* sums) {
+  const Ints di;
+  if constexpr (kLanes == 16) {
+    // Groups 0 and 1, then 2 and 3: [a, b, a, b], then [a, b, c, d].
+    const auto halves_of = [](IntVector a, IntVector b) HWY_ATTR {
+      return hn::Add(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+    };
+    const auto ab = halves_of(acc[0], acc[1 % kQuads]);
+    const auto cd = halves_of(acc[2 % kQuads], acc[3 % kQuads]);
+    sums[0] = hn::Add(hn::ConcatLowerLower(di, cd, ab), hn::ConcatUpperUpper(di, cd, ab));
+  } else if constexpr (kLanes == 8) {
+    for (size_t i = 0; i < kQuads; i += 2) {
+      const auto a = acc[i];
+      const auto b = acc[(i + 1) % kQuads];
+      sums[i / 2] = hn::Add(hn::ConcatLowerLower(di, b, a), hn::ConcatUpperUpper(di, b, a));
+    }
+  } else {
+    for (size_t i = 0; i < kQuads; ++i) sums[i] = acc[i];
+  }
+}
+
+// Logits of kQuads * 4 runs.
+template <size_t kQueries, size_t kQuads>
+HWY_INLINE void fine_quads(const FineJob& job,
+                           const std::byte* quads,
+                           const StepQueries<kQueries>& queries,
+                           uint32_t first_query,
+                           float* logits) {
+  const Floats df;
+  const size_t bytes = quad_bytes(job.k_dim);
+  const auto nibble = hn::Set(Words(), 0x0F0F0F0FU);
+  IntVector acc[kQueries * kQuads];
+  SKV_EACH_OF(i, kQuads) { SKV_EACH_QUERY(q) acc[q * kQuads + i] = queries.offsets[q]; }
+  // As far into the next sentence as this is into its own.
+  const std::byte* next = job.next + (quads - job.fine);
+  const int32_t* steps = queries.steps;
+  for (size_t line = 0; line < bytes; line += 64) {
+    SKV_EACH_OF(i, kQuads) prefetch_lines<1>(next, i * bytes + line);
+    SKV_EACH_OF(part, kParts) {
+      WordVector low[kQuads];
+      WordVector high[kQuads];
+      SKV_EACH_OF(i, kQuads) {
+        const auto words = load_words(quads + i * bytes + line + part * kLanes * 4);
+        low[i] = hn::And(words, nibble);
+        high[i] = hn::And(hn::ShiftRight<4>(words), nibble);
+      }
+      const int32_t* from = steps + part * kQueries * kLanes;
+      SKV_EACH_QUERY(q) {
+        const auto low_steps = hn::Load(Ints(), from + q * kLanes);
+        const auto high_steps = hn::Load(Ints(), from + q * kLanes + kQueries * 16);
+        SKV_EACH_OF(i, kQuads) {
+          auto& sum = acc[q * kQuads + i];
+          sum = quad_dot(sum, low[i], low_steps);
+          sum = quad_dot(sum, high[i], high_steps);
         }
       }
     }
+    steps += kQueries * 32;
   }
-}
-
-// Largest logit, then masses: neighbours are added first, so a block's sum is a tree of its runs.
-void finish_sentence(const FineJob& job, uint32_t query, float* logits) {
-  const Floats df;
-  const size_t padded = (job.runs + 15) / 16 * 16;
-  for (size_t run = job.runs; run < padded; ++run) logits[run] = kLogitNone;
-  auto maxima = hn::Set(df, kLogitNone);
-  for (size_t run = 0; run < padded; run += kLanes) {
-    maxima = hn::Max(maxima, hn::LoadU(df, logits + run));
+  constexpr size_t kVectors = (kQuads * kQuadRuns + kLanes - 1) / kLanes;
+  SKV_EACH_QUERY(q) {
+    IntVector sums[kVectors];
+    sums_of_runs<kQuads>(acc + q * kQuads, sums);
+    const auto mean_dot = hn::Set(df, job.mean_dots[(first_query + q) * job.mean_stride]);
+    const auto value = hn::Set(df, queries.values[q]);
+    SKV_EACH_OF(v, kVectors) {
+      const auto logit = cleaned(hn::MulAdd(hn::ConvertTo(df, sums[v]), value, mean_dot));
+      hn::StoreU(logit, df, logits + (first_query + q) * job.logit_stride + v * kLanes);
+    }
   }
-  float lanes[kLanes];
-  hn::StoreU(maxima, df, lanes);
-  float max = lanes[0];
-  for (size_t lane = 1; lane < kLanes; ++lane) max = lanes[lane] > max ? lanes[lane] : max;
-  job.sentence_max[query * job.max_stride] = max;
-  for (size_t run = 0; run < padded; run += kLanes) {
-    hn::StoreU(exp2_of_lanes(hn::Sub(hn::LoadU(df, logits + run), hn::Set(df, max))), df,
-               logits + run);
-  }
-  float* sums = job.block_sums + query * job.sum_stride;
-  uint32_t count = job.runs;
-  for (uint32_t width = job.runs_per_block; width > 1; width /= 2) halve(logits, count /= 2);
-  for (uint32_t block = 0; block < count; ++block) sums[block] = logits[block] * job.run_tokens;
 }
 
 template <size_t kQueries>
-void fine_queries(const FineJob& job, uint32_t first_query) {
-  float logits[kQueries * kSentenceTokensMax];
-  const std::byte* tiles = job.fine + job.k_dim;
-  uint32_t first_run = 0;
-  // Two tiles beside each other: twice the sums that do not wait for each other.
-  for (; first_run + kTileRuns < job.runs; first_run += 2 * kTileRuns) {
-    const std::byte* tile = tiles + VectorRecordLayout::tile_offset(job.k_dim, first_run);
-    const size_t row_bytes = VectorRecordLayout::tile_width(job.runs, first_run + kTileRuns) / 2;
-    for (size_t part = 0; part < kParts; ++part) {
-      fine_part<kQueries, 2>(job, tile, row_bytes, part, first_query, logits + first_run);
-    }
+HWY_NOINLINE void fine_queries(const FineJob& job, const float* scales, uint32_t first_query) {
+  StepQueries<kQueries> queries;
+  make_steps<kQueries>(job, scales, first_query, queries);
+  constexpr uint32_t kQuadsAtOnce = kLanes == 16 ? 4 : 2;
+  const uint32_t count = stored_runs(job.runs) / kQuadRuns;
+  const std::byte* quads = job.fine + job.k_dim;
+  float* logits = job.logits;
+  uint32_t left = count;
+  const auto take = [&](uint32_t taken) {
+    left -= taken;
+    quads += size_t{taken} * quad_bytes(job.k_dim);
+    logits += size_t{taken} * kQuadRuns;
+  };
+  for (; left >= kQuadsAtOnce; take(kQuadsAtOnce)) {
+    fine_quads<kQueries, kQuadsAtOnce>(job, quads, queries, first_query, logits);
   }
-  if (first_run < job.runs) {
-    const std::byte* tile = tiles + VectorRecordLayout::tile_offset(job.k_dim, first_run);
-    const size_t row_bytes = VectorRecordLayout::tile_width(job.runs, first_run) / 2;
-    for (size_t part = 0; part < kParts; ++part) {
-      fine_part<kQueries, 1>(job, tile, row_bytes, part, first_query, logits + first_run);
-    }
+  if constexpr (kQuadsAtOnce == 4) {
+    if (left == 3) fine_quads<kQueries, 3>(job, quads, queries, first_query, logits);
+    if (left == 2) fine_quads<kQueries, 2>(job, quads, queries, first_query, logits);
   }
-  for (uint32_t q = 0; q < kQueries; ++q) {
-    finish_sentence(job, first_query + q, logits + q * kSentenceTokensMax);
-  }
+  if (left == 1) fine_quads<kQueries, 1>(job, quads, queries, first_query, logits);
 }
 
 void fine(const FineJob& job) {
   const Floats df;
+  // Scales in the order of lines. Behind the channels of a shorter last line are other bytes, whose
+  // scales meet queries of 0.
+  alignas(64) float scales[kHeadDimMax];
   const auto m = hn::Set(df, job.scale_m);
   const auto* codes = reinterpret_cast<const uint8_t*>(job.fine);
-  // k_dim is a multiple of 8; a vector of 16 may write 8 floats into the next query's row, which
-  // comes after it, or past the last row, which has room (RankScratch::reserve).
-  //
-  // Descending, so that what is written past a row's end is written again, by its owner, after it.
-  for (size_t d = (job.k_dim - 1) / kLanes * kLanes + kLanes; d != 0;) {
-    d -= kLanes;
-    const auto scale = hn::Mul(m, code_factors(codes + d));
-    for (uint32_t q = 0; q < job.query_count; ++q) {
-      const size_t at = size_t{q} * job.k_dim + d;
-      hn::StoreU(hn::Mul(hn::LoadU(df, job.query + at), scale), df, job.query_scale + at);
+  for (size_t line = 0; line < job.k_dim; line += kLineChannels) {
+    if (line % 64 == 0) prefetch_lines<1>(job.next, line);
+    const size_t half = HWY_MIN(job.k_dim - line, size_t{kLineChannels}) / 2;
+    for (size_t part = 0; part < kParts; ++part) {
+      const uint8_t* from = codes + line + part * kLanes;
+      float* to = scales + line + part * kLanes;
+      hn::Store(hn::Mul(m, code_factors(from)), df, to);
+      hn::Store(hn::Mul(m, code_factors(from + half)), df, to + 16);
     }
   }
   uint32_t q = 0;
-  for (; q + 4 <= job.query_count; q += 4) fine_queries<4>(job, q);
+  for (; q + 4 <= job.query_count; q += 4) fine_queries<4>(job, scales, q);
   const uint32_t left = job.query_count - q;
-  if (left == 3) fine_queries<3>(job, q);
-  if (left == 2) fine_queries<2>(job, q);
-  if (left == 1) fine_queries<1>(job, q);
+  if (left == 3) fine_queries<3>(job, scales, q);
+  if (left == 2) fine_queries<2>(job, scales, q);
+  if (left == 1) fine_queries<1>(job, scales, q);
 }
 
 // --- arrays ---

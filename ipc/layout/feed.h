@@ -22,7 +22,7 @@ namespace skv {
 // while WindowHeader::making was set, until readers_done has passed the version it was making
 // (docs/protocol.md "Ranking in the client").
 inline constexpr uint32_t kFeedMagic = 0x46565653;  // "SVVF"
-inline constexpr uint32_t kFeedVersion = 1;
+inline constexpr uint32_t kFeedVersion = 2;  // also of the pages' layout (kernels/rank_pages.h)
 inline constexpr uint32_t kFeedPageSentences = 64;
 inline constexpr uint64_t kFeedHostUnit = 4096;
 

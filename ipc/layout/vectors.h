@@ -67,7 +67,7 @@ constexpr float log_code_factor(uint8_t code) {
   const uint32_t below = 255U - code;
   return detail::scaled_down(detail::kSixteenthPowers[below & 15U], below >> 4);
 }
-// 2^((c - 255) / 8) rounded to fp32, 0 for c = 0: what stands for T[c]^2 in the coarse stage.
+// 2^((c - 255) / 8) rounded to fp32, 0 for c = 0: what stands for T[c]^2.
 constexpr float log_code_square(uint8_t code) {
   if (code == 0) return 0.0F;
   const uint32_t below = 255U - code;

@@ -40,6 +40,9 @@ SKV_BODY inline float clean(float logit) {
   return (logit < 0.0F ? -logit : logit) <= kLogitMax ? logit : kLogitNone;
 }
 
+SKV_BODY inline bool is_finite(float value) {
+  return (float_to_bits(value) & 0x7F800000U) != 0x7F800000U;
+}
 SKV_BODY inline float larger(float a, float b) { return a < b ? b : a; }
 SKV_BODY inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
@@ -98,11 +101,6 @@ SKV_BODY inline float code_factor(uint8_t code) {
   if (code == 0) return 0.0F;
   const uint32_t below = 255U - code;
   return scaled_down(sixteenth_power(below & 15U), below >> 4);
-}
-SKV_BODY inline float code_square(uint8_t code) {
-  if (code == 0) return 0.0F;
-  const uint32_t below = 255U - code;
-  return scaled_down(sixteenth_power((below & 7U) * 2U), below >> 3);
 }
 
 // Little-endian halves at any even address.

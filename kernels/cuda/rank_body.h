@@ -14,6 +14,8 @@
 // Block  DeviceBlock or HostBlock. Everything between two calls on it runs in every thread.
 namespace skv::cuda {
 
+static_assert(kQueriesMax == kRankQueriesMax);
+
 struct RankGeometry {
   uint32_t sentences_padded;
   uint32_t sink_end;
@@ -38,6 +40,13 @@ SKV_BODY inline bool always_fine(const RankJob& job, const RankGeometry& at, uin
 }
 SKV_BODY inline float query_factor(const RankJob& job) { return job.softmax_scale * kLog2E; }
 
+// Nearest even; 0 where that is no step (the query is not finite, and its logits none).
+SKV_BODY inline int8_t step_of(float value) {
+  const float whole = (value + kRoundMagic) - kRoundMagic;
+  const auto most = static_cast<float>(kQuerySteps);
+  return whole >= -most && whole <= most ? static_cast<int8_t>(whole) : int8_t{0};
+}
+
 // One page of 64 sentences: mean dots and, unless all is ranked finely, coarse logits.
 template <typename Block>
 SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
@@ -49,6 +58,18 @@ SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
   const std::byte* area = view.pages[page] + view.area_offset;
   const uint32_t tile_bytes = RankAreaLayout::coarse_tile_bytes(view.kind, view.k_dim);
   const float factor = query_factor(job);
+  BlockShared& shared = block.shared();
+  for (uint32_t q = 0; q < job.query_count && !at.full_scan; ++q) {
+    const float* query = job.queries + static_cast<size_t>(q) * view.k_dim;
+    const float largest = block.max_of(
+        view.k_dim, 0.0F, [&](uint32_t d) { return (query[d] * factor) * (query[d] * factor); });
+    block.for_each(1, [&](uint32_t) {
+      const bool any = largest >= kStepsMin;
+      shared.per_step[q] = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+      shared.square_values[q] =
+          any ? largest / static_cast<float>(kQuerySteps * kSquareSteps) : 0.0F;
+    });
+  }
   block.for_each(count * job.query_count, [&](uint32_t i) {
     const uint32_t lane = i % kTileSentences;
     const uint32_t in_page = i % count;
@@ -62,15 +83,27 @@ SKV_BODY void scan_coarse(Block& block, const RankJob& job, uint32_t page) {
     const size_t to = static_cast<size_t>(q) * at.sentences_padded + first + in_page;
     job.work.mean_dots[to] = dot;
     if (at.full_scan) return;
-    const std::byte* codes = tile + RankAreaLayout::spread_codes(view.k_dim);
-    float variance = 0.0F;
+    int sum = 0;
     for (uint32_t d = 0; d < view.k_dim; ++d) {
       const float scaled = query[d] * factor;
-      const auto code = static_cast<uint8_t>(codes[static_cast<size_t>(d) * 16 + lane]);
-      variance = fma_of(scaled * scaled, code_square(code), variance);
+      sum += step_of((scaled * scaled) * shared.per_step[q]) *
+             static_cast<int>(tile[RankAreaLayout::square(view.k_dim, d, lane)]);
     }
+    const float variance = static_cast<float>(sum) * shared.square_values[q];
     const float m = half_at(tile + RankAreaLayout::spread_m(view.k_dim), lane);
     job.work.coarse[to] = clean(fma_of(variance * (m * m), kHalfLn2, dot));
+  });
+}
+
+// The 16 lanes in shared memory to one: lanes 8 apart first, then 4, 2, 1.
+template <typename Block>
+SKV_BODY float sum_of_shared_lanes(Block& block) {
+  float* lanes = block.shared().lanes;
+  return block.broadcast([&]() -> float {
+    for (uint32_t width = kSumLanes / 2; width >= 1; width /= 2) {
+      for (uint32_t i = 0; i < width; ++i) lanes[i] = lanes[i] + lanes[i + width];
+    }
+    return lanes[0];
   });
 }
 
@@ -85,12 +118,7 @@ SKV_BODY float weigh(
     for (uint32_t i = lane; i < count; i += kSumLanes) sum = fma_of(counts[i], to[i], sum);
     lanes[lane] = sum;
   });
-  return block.broadcast([&]() -> float {
-    for (uint32_t width = kSumLanes / 2; width >= 1; width /= 2) {
-      for (uint32_t i = 0; i < width; ++i) lanes[i] = lanes[i] + lanes[i + width];
-    }
-    return lanes[0];
-  });
+  return sum_of_shared_lanes(block);
 }
 
 SKV_BODY inline float share_factor(float max, float sum) {
@@ -168,37 +196,37 @@ SKV_BODY void choose(Block& block, const RankJob& job) {
   });
 }
 
-SKV_BODY inline int residual_at(
-    const std::byte* tiles, uint32_t k_dim, uint32_t runs, uint32_t run, uint32_t d) {
-  const uint32_t first_run = run / kTileRuns * kTileRuns;
-  const uint32_t row_bytes = VectorRecordLayout::tile_width(runs, first_run) / 2;
-  const std::byte* tile = tiles + VectorRecordLayout::tile_offset(k_dim, first_run);
-  const uint32_t lane = run - first_run;
-  const auto pair = static_cast<uint32_t>(tile[static_cast<size_t>(d) * row_bytes + lane / 2]);
-  const auto nibble = static_cast<int>((pair >> (lane % 2 * 4)) & 0xFU);
-  return nibble < 8 ? nibble : nibble - 16;
+SKV_BODY inline int residual_at(const std::byte* residuals,
+                                uint32_t k_dim,
+                                uint32_t run,
+                                uint32_t channel) {
+  const ResidualPlace at = residual_place(k_dim, run, channel);
+  return static_cast<int>((static_cast<uint32_t>(residuals[at.byte]) >> at.shift) & 0xFU) - 8;
 }
 
-// Sentence `i` of the fine list: its largest logit and its blocks' sums, for every query.
+// Runs of a block, or 1 where a block has the logit of its sentence's mean.
+SKV_BODY inline uint32_t runs_of_block(const RankView& view) {
+  return view.kind == IndexKind::kMean ? 1 : view.block_tokens / view.run_tokens;
+}
+
+// Sentence `i` of the fine list: the logits of its runs, for every query.
 template <typename Block>
 SKV_BODY void scan_fine(Block& block, const RankJob& job, uint32_t i) {
   const RankView& view = job.view;
   const RankWork& w = job.work;
   if (i >= w.summary->fine_count) return;
   const RankGeometry at = geometry_of(job);
-  const uint32_t fine_padded = padded_to_lanes(w.summary->fine_count);
   const uint32_t sentence = w.sentences[i];
   const RankSentence& s = view.sentences[sentence];
-  const uint32_t first_block = w.first_blocks[i];
-  const uint32_t block_total = w.summary->block_count;
+  const uint32_t runs_per_block = runs_of_block(view);
+  const uint32_t runs = s.block_count * runs_per_block;
+  const size_t run_total = static_cast<size_t>(w.summary->block_count) * runs_per_block;
+  float* logits = w.logits + static_cast<size_t>(w.first_blocks[i]) * runs_per_block;
   if (view.kind == IndexKind::kMean) {
-    block.for_each(job.query_count, [&](uint32_t q) {
-      w.fine_max[static_cast<size_t>(q) * fine_padded + i] =
+    block.for_each(job.query_count * runs, [&](uint32_t j) {
+      const uint32_t q = j / runs;
+      logits[q * run_total + j % runs] =
           clean(w.mean_dots[static_cast<size_t>(q) * at.sentences_padded + sentence]);
-      for (uint32_t b = 0; b < s.block_count; ++b) {
-        w.block_sums[static_cast<size_t>(q) * block_total + first_block + b] =
-            static_cast<float>(view.block_tokens);
-      }
     });
     return;
   }
@@ -210,9 +238,7 @@ SKV_BODY void scan_fine(Block& block, const RankJob& job, uint32_t i) {
       half_at(tile + RankAreaLayout::scale_m(view.k_dim), in_page % kTileSentences);
   const std::byte* scale_codes = area + RankAreaLayout::fine(view.kind, view.k_dim) +
                                  static_cast<size_t>(view.k_dim) * s.fine_unit;
-  const std::byte* tiles = scale_codes + view.k_dim;
-  const uint32_t runs = run_count(s.block_count, view.block_tokens, view.run_tokens);
-  const uint32_t runs_per_block = view.block_tokens / view.run_tokens;
+  const std::byte* residuals = scale_codes + view.k_dim;
   const float factor = query_factor(job);
   BlockShared& shared = block.shared();
   for (uint32_t q = 0; q < job.query_count; ++q) {
@@ -221,68 +247,87 @@ SKV_BODY void scan_fine(Block& block, const RankJob& job, uint32_t i) {
       const auto code = static_cast<uint8_t>(scale_codes[d]);
       shared.scaled[d] = query[d] * factor * (scale_m * code_factor(code));
     });
+    const float largest = block.max_of(view.k_dim, 0.0F, [&](uint32_t d) {
+      return shared.scaled[d] < 0.0F ? -shared.scaled[d] : shared.scaled[d];
+    });
+    const bool any = largest >= kStepsMin;
+    const float per_step = any ? static_cast<float>(kQuerySteps) / largest : 0.0F;
+    float step = any ? largest / static_cast<float>(kQuerySteps) : 0.0F;
+    if (!is_finite(scale_m)) step = bits_to_float(0x7FC00000U);
+    block.for_each(view.k_dim,
+                   [&](uint32_t d) { shared.steps[d] = step_of(shared.scaled[d] * per_step); });
     const float mean_dot = w.mean_dots[static_cast<size_t>(q) * at.sentences_padded + sentence];
     block.for_each(runs, [&](uint32_t run) {
-      float dot = 0.0F;
+      int sum = 0;
       for (uint32_t d = 0; d < view.k_dim; ++d) {
-        const int residual = residual_at(tiles, view.k_dim, runs, run, d);
-        dot = fma_of(shared.scaled[d], static_cast<float>(residual), dot);
+        sum += shared.steps[d] * residual_at(residuals, view.k_dim, run, d);
       }
-      shared.logits[run] = clean(dot + mean_dot);
-    });
-    const float max =
-        block.max_of(runs, kLogitNone, [&](uint32_t run) { return shared.logits[run]; });
-    block.for_each(s.block_count, [&](uint32_t b) {
-      float* values = shared.logits + static_cast<size_t>(b) * runs_per_block;
-      for (uint32_t r = 0; r < runs_per_block; ++r) values[r] = exp2_at(values[r] - max);
-      for (uint32_t count = runs_per_block; count > 1; count /= 2) {
-        for (uint32_t r = 0; r < count / 2; ++r) values[r] = values[2 * r] + values[2 * r + 1];
-      }
-      w.block_sums[static_cast<size_t>(q) * block_total + first_block + b] =
-          values[0] * static_cast<float>(view.run_tokens);
-      if (b == 0) w.fine_max[static_cast<size_t>(q) * fine_padded + i] = max;
+      logits[q * run_total + run] = clean(fma_of(static_cast<float>(sum), step, mean_dot));
     });
   }
+}
+
+// The mass of block `b`: a tree over its runs, neighbours first. Leaves `logits` as they are.
+SKV_BODY inline float block_mass(const float* logits, uint32_t runs, float max, float run_tokens) {
+  float sums[kSentenceTokensMax];
+  for (uint32_t r = 0; r < runs; ++r) sums[r] = exp2_at(logits[r] - max);
+  for (uint32_t count = runs; count > 1; count /= 2) {
+    for (uint32_t r = 0; r < count / 2; ++r) sums[r] = sums[2 * r] + sums[2 * r + 1];
+  }
+  return sums[0] * run_tokens;
+}
+
+// values[0] + .. over 16 lanes.
+template <typename Block>
+SKV_BODY float sum16(Block& block, const float* values, uint32_t count) {
+  float* lanes = block.shared().lanes;
+  block.for_each(kSumLanes, [&](uint32_t lane) {
+    float sum = 0.0F;
+    for (uint32_t i = lane; i < count; i += kSumLanes) sum = sum + values[i];
+    lanes[lane] = sum;
+  });
+  return sum_of_shared_lanes(block);
 }
 
 // Shares of attention mass per ranked block, normalisers, and what only the coarse stage saw.
 template <typename Block>
 SKV_BODY void score(Block& block, const RankJob& job) {
+  const RankView& view = job.view;
   const RankWork& w = job.work;
   const RankGeometry at = geometry_of(job);
-  const uint32_t fine = w.summary->fine_count;
-  const uint32_t fine_padded = padded_to_lanes(fine);
   const uint32_t blocks = w.summary->block_count;
+  const uint32_t runs_per_block = runs_of_block(view);
+  const uint32_t runs = blocks * runs_per_block;
+  const auto run_tokens =
+      static_cast<float>(view.kind == IndexKind::kMean ? view.block_tokens : view.run_tokens);
   const bool full_scan = w.summary->full_scan != 0;
   float skipped_mass = 0.0F;
-  block.for_each(blocks, [&](uint32_t b) { w.scores[b] = 0.0F; });
   for (uint32_t q = 0; q < job.query_count; ++q) {
-    float* fine_max = w.fine_max + static_cast<size_t>(q) * fine_padded;
-    const float* sums = w.block_sums + static_cast<size_t>(q) * blocks;
+    const float* logits = w.logits + static_cast<size_t>(q) * runs;
+    float* masses = w.block_masses + static_cast<size_t>(q) * blocks;
     const float* coarse = w.coarse + static_cast<size_t>(q) * at.sentences_padded;
-    block.for_each(fine_padded, [&](uint32_t i) {
-      float total = 0.0F;
-      if (i < fine) {
-        for (uint32_t b = w.first_blocks[i]; b < w.first_blocks[i + 1]; ++b)
-          total = total + sums[b];
-      } else {
-        fine_max[i] = kLogitNone;
-      }
-      w.sentence_sums[i] = total;
-    });
-    float max = block.max_of(fine_padded, kLogitNone, [&](uint32_t i) { return fine_max[i]; });
+    float max = block.max_of(runs, kLogitNone, [&](uint32_t i) { return logits[i]; });
     float skipped = 0.0F;
     if (!full_scan) {
       max = block.max_of(at.sentences_padded, max, [&](uint32_t i) { return coarse[i]; });
       skipped = weigh(block, coarse, w.counts, max, at.sentences_padded, w.weights);
     }
-    const float ranked = weigh(block, fine_max, w.sentence_sums, max, fine_padded, w.weights);
+    block.for_each(blocks, [&](uint32_t b) {
+      masses[b] = block_mass(logits + static_cast<size_t>(b) * runs_per_block, runs_per_block, max,
+                             run_tokens);
+    });
+    const float ranked = sum16(block, masses, blocks);
     const float sum = max == kLogitNone ? 0.0F : ranked + skipped;
     const float factor = share_factor(max, sum);
     skipped_mass = reduced(job, skipped_mass, skipped * factor);
     block.for_each(blocks, [&](uint32_t b) {
-      const float share = w.weights[w.block_fine[b]] * factor;
-      w.scores[b] = reduced(job, w.scores[b], sums[b] * share);
+      if (q == 0) {
+        w.scores[b] = masses[b] * factor;
+      } else if (job.options.reduction == RankReduction::kMean) {
+        w.scores[b] = fma_of(masses[b], factor, w.scores[b]);
+      } else {
+        w.scores[b] = larger(w.scores[b], masses[b] * factor);
+      }
     });
     block.for_each(1, [&](uint32_t) { w.normalisers[q] = {max == kLogitNone ? 0.0F : max, sum}; });
   }

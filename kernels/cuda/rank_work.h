@@ -28,6 +28,7 @@ struct RankCapacity {
   uint32_t sentences = 0;
   uint32_t blocks = 0;
   uint32_t queries = 0;
+  uint32_t runs_per_block = 1;  // kMean: 1
 };
 
 struct RankWork {
@@ -35,9 +36,8 @@ struct RankWork {
   RankNormaliser* normalisers;  // [query]
   float* mean_dots;             // [query][sentence, padded to 16]
   float* coarse;                // [query][sentence, padded to 16]
-  float* fine_max;              // [query][fine sentence, padded to 16]
-  float* block_sums;            // [query][block]
-  float* sentence_sums;         // [fine sentence, padded]
+  float* logits;                // [query][run of `blocks`]
+  float* block_masses;          // [query][block]
   float* counts;                // [sentence, padded]
   float* shares;                // [sentence, padded]
   float* weights;               // [sentence, padded]
@@ -74,6 +74,7 @@ struct RankJob {
 // looked at before a launch.
 inline const char* refusal(const RankJob& job) {
   if (is_flat(job.view.kind)) return "index kind: device kernels rank mean+spread+runs and mean";
+  if (job.query_count > kRankQueriesMax) return "queries: device kernels rank up to 64 of a row";
   if (job.cut.mass > 0.0F) return "mass: device kernels cut by budget alone";
   return nullptr;
 }
@@ -95,9 +96,8 @@ inline uint64_t carve(std::byte* base, const RankCapacity& capacity, RankWork& w
   take(work.normalisers, queries);
   take(work.mean_dots, queries * sentences);
   take(work.coarse, queries * sentences);
-  take(work.fine_max, queries * sentences);
-  take(work.block_sums, queries * blocks);
-  take(work.sentence_sums, sentences);
+  take(work.logits, queries * blocks * capacity.runs_per_block);
+  take(work.block_masses, queries * blocks);
   take(work.counts, sentences);
   take(work.shares, sentences);
   take(work.weights, sentences);

@@ -150,7 +150,8 @@ void measure_rank(Device& device, std::vector<Row>& rows, uint32_t sentences, ui
     job.softmax_scale = 0.088F;
     job.options.full_scan_blocks = 0xFFFFFFFF;
     job.cut.budget_blocks = 256;
-    const cuda::RankCapacity capacity{sentences, view.end_block, queries};
+    const cuda::RankCapacity capacity{sentences, view.end_block, queries,
+                                      view.block_tokens / view.run_tokens};
     const uint64_t bytes = cuda::carve(nullptr, capacity, job.work);
     cuda::carve(keep(device_memory(bytes)), capacity, job.work);
   }

@@ -89,6 +89,8 @@ int serve_vectors(const std::string& path) {
   std::vector<CutScratch> cuts(from.query_count);
   std::vector<ReadSet> sets(from.query_count);
   const RankView view = pages->view(0, 0);
+  RankOptions options;
+  options.best_blocks = from.k;
   std::string verb;
   uint32_t rows = 0;
   std::cout << "ready" << std::endl;
@@ -96,7 +98,7 @@ int serve_vectors(const std::string& path) {
     rows = std::min(std::max(rows, 1U), from.query_count);
     const double begin = thread_seconds();
     const auto results =
-        rank_rows(view, {from.queries.data(), 1, 0.0883883476F, rows}, {}, scratch);
+        rank_rows(view, {from.queries.data(), 1, 0.0883883476F, rows}, options, scratch);
     for (uint32_t row = 0; row < rows; ++row) {
       sets[row] = cut(results[row], {CutUnit::kBlock, from.k}, cuts[row]);
     }

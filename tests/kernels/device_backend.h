@@ -40,12 +40,15 @@ class Backend {
     job.query_count = query.query_count;
     job.softmax_scale = query.softmax_scale;
     job.options = options;
-    job.work = work_for(machine, {view.sentence_count, view.end_block, query.query_count});
+    const uint32_t runs_per_block = cuda::runs_of_block(view);
+    job.work =
+        work_for(machine, {view.sentence_count, view.end_block, query.query_count, runs_per_block});
     SKV_CHECK(cuda::refusal(job) == nullptr, "a job that device kernels do");
     machine.rank_all(job);
 
     const auto summary = machine.get(job.work.summary, 1).front();
-    scratch.reserve(view.sentence_count, view.end_block, query.query_count, view.k_dim);
+    scratch.reserve(view.sentence_count, view.end_block, view.end_block * runs_per_block,
+                    query.query_count, view.k_dim);
     RankRow& row = scratch.rows.front();
     machine.get_to(row.blocks.data(), job.work.blocks, summary.block_count);
     machine.get_to(row.scores.data(), job.work.scores, summary.block_count);

@@ -65,8 +65,21 @@ double logit_of(IndexKind kind, uint32_t k_dim, std::span<const std::byte> run, 
   return dot + other;
 }
 
-synthetic::OracleScores estimated(const Context& context, const std::vector<float>& queries) {
+// A query as kInt4 takes it: its largest channel is 127 steps.
+std::vector<float> in_steps(std::vector<float> query) {
+  float largest = 0.0F;
+  for (const float value : query) largest = std::max(largest, std::fabs(value));
+  for (float& value : query) value = std::nearbyint(value * 127.0F / largest) * largest / 127.0F;
+  return query;
+}
+
+synthetic::OracleScores estimated(const Context& context, std::vector<float> queries) {
   const Shape& shape = context.shape;
+  for (size_t q = 0; shape.kind == IndexKind::kInt4 && q < queries.size(); q += shape.k_dim) {
+    const auto begin = queries.begin() + static_cast<std::ptrdiff_t>(q);
+    const std::vector<float> steps = in_steps({begin, begin + shape.k_dim});
+    std::copy(steps.begin(), steps.end(), begin);
+  }
   const double scale = 1.0 / std::sqrt(double{static_cast<float>(shape.k_dim)});
   const uint32_t run_bytes = flat_run_bytes(shape.kind, shape.k_dim);
   const uint32_t per_block = shape.block_tokens / shape.run_tokens;
@@ -89,7 +102,7 @@ synthetic::OracleScores estimated(const Context& context, const std::vector<floa
 }
 
 // Goal: every kind estimates what its bytes say.
-// Method: an oracle in double precision over the stored blobs, 13-bit queries for the integers.
+// Method: an oracle in double precision over the stored blobs, queries in steps for kInt4.
 TEST(Flat, ScoresAreTheEstimateOfTheStoredBytes) {
   for (const IndexKind kind : kFlatKinds) {
     for (const uint32_t run_tokens : {1U, 2U, 8U}) {

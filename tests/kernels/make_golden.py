@@ -70,7 +70,7 @@ def power(sixteenths):
 
 
 T = [F(0)] + [power(c - 255) for c in range(1, 256)]
-S = [F(0)] + [power(2 * (c - 255)) for c in range(1, 256)]
+S8 = [F(0)] + [F(round(f32(power(2 * (c - 255)) * 255))) for c in range(1, 256)]
 
 
 def blocks_of(sentence):
@@ -201,6 +201,13 @@ def neighbours(values):
     return values[0]
 
 
+def in_steps(values, count):
+    """Whole numbers of steps, the largest value being `count` of them, and the step."""
+    largest = max(abs(x) for x in values)
+    per_step = f32(count / largest)
+    return [F(round(f32(x * per_step))) for x in values], f32(largest / count)
+
+
 def main(path):
     records = [derive(s) for s in range(SENTENCES)]
     tokens = [F(blocks_of(s) * BLOCK) for s in range(SENTENCES)]
@@ -209,13 +216,16 @@ def main(path):
     factor = f32(SCALE * LOG2E)
     queries = [[f32(query(q, d) * factor) for d in range(D)] for q in range(QUERIES)]
     squares = [[f32(x * x) for x in row] for row in queries]
+    square_steps = [in_steps(row, 127)[0] for row in squares]
+    square_values = [f32(max(row) / (127 * 255)) for row in squares]
     dots = [[fma_dot(queries[q], r["mean"]) for r in records] for q in range(QUERIES)]
     coarse = []
     shares = [F(0)] * SENTENCES
     for q in range(QUERIES):
         row = []
         for s, r in enumerate(records):
-            var = fma_dot(squares[q], [S[c] for c in r["spread_codes"]])
+            var = f32(f32(sum(x * S8[c] for x, c in zip(square_steps[q], r["spread_codes"])))
+                      * square_values[q])
             m2 = f32(r["spread_m"] * r["spread_m"])
             row.append(clean(f32(f32(var * m2) * HALF_LN2 + dots[q][s])))
         coarse.append(row)
@@ -239,38 +249,25 @@ def main(path):
     skipped_mass = F(0)
     normalisers = []
     for q in range(QUERIES):
-        top_of, sums_of, totals = [], [], []
+        logits = []
         for s in chosen:
             r = records[s]
             t = [f32(queries[q][d] * f32(r["scale_m"] * T[r["scale_codes"][d]])) for d in range(D)]
-            logits = [clean(f32(fma_dot(t, [F(x) for x in run]) + dots[q][s]))
-                      for run in r["residuals"]]
-            top = max(logits)
-            e = [exp2(f32(x - top)) for x in logits]
-            per = BLOCK // RUN
-            sums = [f32(neighbours(e[i:i + per]) * RUN) for i in range(0, len(e), per)]
-            total = F(0)
-            for x in sums:
-                total = f32(total + x)
-            top_of.append(top)
-            sums_of.append(sums)
-            totals.append(total)
+            steps, step = in_steps(t, 127)
+            logits += [clean(f32(sum(x * y for x, y in zip(steps, run)) * step + dots[q][s]))
+                       for run in r["residuals"]]
         rest = [coarse[q][s] if s not in chosen else NONE for s in range(SENTENCES)]
-        top = max(max(top_of), max(rest))
+        top = max(max(logits), max(rest))
         skipped = sum16((tokens[s] if s not in chosen else F(0), exp2(f32(rest[s] - top)))
                         for s in range(SENTENCES))
-        e = [exp2(f32(x - top)) for x in top_of]
-        ranked = sum16(zip(totals, e))
-        z = f32(ranked + skipped)
+        e = [exp2(f32(x - top)) for x in logits]
+        per = BLOCK // RUN
+        masses = [f32(neighbours(e[i:i + per]) * RUN) for i in range(0, len(e), per)]
+        z = f32(sum16((x, F(1)) for x in masses) + skipped)
         inv = f32(1 / z)
         normalisers.append((top, z))
         skipped_mass = f32(skipped_mass + f32(skipped * inv))
-        at = 0
-        for x, sums in zip(e, sums_of):
-            share = f32(x * inv)
-            for b in sums:
-                scores[at] = f32(scores[at] + f32(b * share))
-                at += 1
+        scores = [f32(b * inv + score) for b, score in zip(masses, scores)]
     group = f32(F(1, QUERIES))
     scores = [f32(x * group) for x in scores]
     skipped_mass = f32(skipped_mass * group)

@@ -22,8 +22,39 @@ RankOptions full_scan() {
   return options;
 }
 
+// What the steps of a query may move a logit: half a step in every channel, times the residual.
+// The largest over all runs and queries.
+double most_lost_to_steps(const Context& context,
+                          const std::vector<float>& queries,
+                          double softmax_scale) {
+  const Shape& shape = context.shape;
+  double most = 0.0;
+  for (uint32_t s = 0; s < context.sentence_count(); ++s) {
+    const std::vector<double> scales = synthetic::decoded_scales(shape, context.blobs[s]);
+    const uint32_t runs = context.block_counts[s] * shape.block_tokens / shape.run_tokens;
+    double residuals = 0.0;  // sum of magnitudes, of the worst run
+    for (uint32_t run = 0; run < runs; ++run) {
+      double sum = 0.0;
+      for (uint32_t d = 0; d < shape.k_dim; ++d) {
+        sum += std::abs(
+            synthetic::decoded_residual(shape, context.block_counts[s], context.blobs[s], run, d));
+      }
+      residuals = std::max(residuals, sum);
+    }
+    for (size_t q = 0; q < queries.size(); q += shape.k_dim) {
+      double largest = 0.0;
+      for (uint32_t d = 0; d < shape.k_dim; ++d) {
+        largest = std::max(largest, std::fabs(double{queries[q + d]}) * softmax_scale * scales[d]);
+      }
+      most = std::max(most, largest / 254.0 * residuals);
+    }
+  }
+  return most;
+}
+
 // Goal: the definition in code estimates what the record's text says.
-// Method: decode every run in double precision and compare shares, over shapes.
+// Method: decode every run in double precision and compare shares, over shapes. No logit is off by
+// more than the steps of the query allow, so no share by more than a factor of exp(2 * that).
 TEST(Rank, AgreesWithTheDecodedRecords) {
   for (const uint32_t k_dim : {8U, 64U, 128U}) {
     for (const uint32_t block_tokens : {4U, 8U, 16U}) {
@@ -37,10 +68,13 @@ TEST(Rank, AgreesWithTheDecodedRecords) {
         const synthetic::OracleScores oracle =
             synthetic::estimated_attention(context, queries, double{query.softmax_scale});
         ASSERT_EQ(result.blocks.size(), oracle.blocks.size());
+        const double factor =
+            std::exp(2.0 * most_lost_to_steps(context, queries, double{query.softmax_scale}));
         double total = 0.0;
         for (size_t i = 0; i < oracle.blocks.size(); ++i) {
           EXPECT_EQ(result.blocks[i], i);
-          EXPECT_NEAR(result.scores[i], oracle.blocks[i], 1e-5 * oracle.blocks[i] + 1e-9);
+          EXPECT_LE(double{result.scores[i]}, oracle.blocks[i] * (factor + 1e-5) + 1e-9);
+          EXPECT_GE(double{result.scores[i]}, oracle.blocks[i] / (factor + 1e-5) - 1e-9);
           total += double{result.scores[i]};
         }
         EXPECT_NEAR(total, 1.0, 1e-5);
@@ -48,6 +82,61 @@ TEST(Rank, AgreesWithTheDecodedRecords) {
         EXPECT_EQ(result.skipped_mass, 0.0F);
       }
     }
+  }
+}
+
+// Goal: what a query loses to its steps is small beside what its keys lost to theirs.
+// Method: one run per block, so that a score is one logit: its distance from the decoded record's
+// is the query's loss, that of the decoded from the true mean of the keys the residuals'. With
+// channels alike, and with some 8 times as wide, whose scales set the step.
+TEST(Rank, StepsOfAQueryLoseLittleBesideTheResiduals) {
+  for (const float wide : {1.0F, 8.0F}) {
+    const Shape shape{128, 4, 4};
+    Context context;
+    context.shape = shape;
+    context.pages = synthetic::empty_pages(shape);
+    synthetic::Noise noise(3);
+    for (uint32_t s = 0; s < 40; ++s) {
+      std::vector<float> keys(size_t{40} * shape.k_dim);
+      for (size_t i = 0; i < keys.size(); ++i) {
+        keys[i] = noise.normal() * (i % shape.k_dim % 50 == 7 ? wide : 1.0F);
+      }
+      synthetic::append(context, 10, std::move(keys));
+    }
+    double by_steps = 0.0;
+    double by_residuals = 0.0;
+    RankScratch scratch;
+    for (uint32_t round = 0; round < 8; ++round) {
+      const std::vector<float> queries = synthetic::random_queries(1, shape.k_dim, round);
+      const RankQuery query = synthetic::query_of(queries, shape);
+      const RankResult result = rank(context.view(), query, full_scan(), scratch);
+      std::vector<double> off;
+      double mean_off = 0.0;
+      for (uint32_t block = 0; block < context.pages->end_block(); ++block) {
+        const std::vector<double> run =
+            synthetic::decoded_run(shape, 10, context.blobs[block / 10], block % 10);
+        double decoded = 0.0;
+        double lost = 0.0;
+        for (uint32_t d = 0; d < shape.k_dim; ++d) {
+          const double scaled = double{queries[d]} * double{query.softmax_scale};
+          double key = 0.0;
+          for (uint32_t t = 0; t < 4; ++t) {
+            key += double{context.keys[block / 10][(block % 10 * 4 + t) * shape.k_dim + d]} / 4.0;
+          }
+          decoded += scaled * run[d];
+          lost += scaled * (run[d] - key);
+        }
+        by_residuals += lost * lost;
+        off.push_back(std::log(double{result.scores[block]}) - decoded);  // and one constant
+        mean_off += off.back() / context.pages->end_block();
+      }
+      for (const double value : off) by_steps += (value - mean_off) * (value - mean_off);
+    }
+    const double part = std::sqrt(by_steps / by_residuals);
+    std::printf("a query's steps lose %.3f of what its keys' residuals do (rms), widest x %.0f\n",
+                part, static_cast<double>(wide));
+    EXPECT_GT(part, 0.0);
+    EXPECT_LT(part, wide > 1.0F ? 0.35 : 0.15);
   }
 }
 
@@ -160,7 +249,7 @@ TEST(Rank, CoarseStageByTheFormula) {
       if (chosen[s] != 0) worst_chosen = std::min(worst_chosen, shares[s]);
       if (chosen[s] == 0) best_skipped = std::max(best_skipped, shares[s]);
     }
-    EXPECT_GE(worst_chosen, best_skipped * (1.0 - 1e-4));
+    EXPECT_GE(worst_chosen, best_skipped * (1.0 - 2e-3));
 
     double skipped = 0.0;
     for (uint32_t q = 0; q < group; ++q) {
@@ -172,9 +261,9 @@ TEST(Rank, CoarseStageByTheFormula) {
       skipped += mass / (double{n.sum} * std::exp2(double{n.log2_max})) / group;
     }
     EXPECT_GT(skipped, 0.0);
-    EXPECT_NEAR(result.skipped_mass, skipped, 1e-4 * skipped);
+    EXPECT_NEAR(result.skipped_mass, skipped, 1e-3 * skipped);
     const double total = std::accumulate(result.scores.begin(), result.scores.end(), 0.0) + skipped;
-    EXPECT_NEAR(total, 1.0, 1e-4);
+    EXPECT_NEAR(total, 1.0, 1e-3);
   }
 }
 

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <new>
 
@@ -52,7 +53,7 @@ TEST(SteadyState, NothingIsAllocated) {
       options.full_scan_blocks = 0;
       options.sink_blocks = 2;
       options.recent_blocks = 4;
-      scratch.reserve(200, view.end_block, 4, shape.k_dim, rows);
+      scratch.reserve(200, view.end_block, view.end_block * 4, 4, shape.k_dim, rows);
       uint64_t before = 0;
       for (uint64_t version = 1; version <= 20; ++version) {
         const std::vector<float> queries =
@@ -74,6 +75,31 @@ TEST(SteadyState, NothingIsAllocated) {
           EXPECT_EQ(allocation_count.load(), before);
         }
       }
+    }
+  }
+}
+
+// Goal: nor where only the best are asked for, with more or fewer candidates, or none that is
+// certain.
+TEST(SteadyState, NothingIsAllocatedForTheBest) {
+  const Shape shape{64, 8, 2, IndexKind::kFp16};
+  const Context context = synthetic::random_context(shape, 200, 1);
+  RankScratch scratch;
+  CutScratch cut_scratch;
+  RankOptions options;
+  options.best_blocks = 12;
+  options.recent_blocks = 4;
+  uint64_t before = 0;
+  for (uint64_t round = 0; round <= 20; ++round) {
+    std::vector<float> queries = synthetic::random_queries(5, shape.k_dim, round);
+    for (float& value : queries) value *= static_cast<float>(round % 7) * 0.5F;
+    queries[3] = round % 3 == 0 ? std::nanf("") : 1.0F;
+    if (round > 0) before = allocation_count.load();
+    const auto results =
+        rank_rows(context.view(), {queries.data(), 1, 0.125F, 5}, options, scratch);
+    for (const RankResult& result : results) cut(result, {CutUnit::kBlock, 12}, cut_scratch);
+    if (round > 0) {
+      EXPECT_EQ(allocation_count.load(), before);
     }
   }
 }

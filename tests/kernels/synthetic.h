@@ -203,32 +203,45 @@ inline OracleScores true_attention(const Context& context,
   return shares_of(masses);
 }
 
-// What a record says of run `run`, decoded by the text of ipc/layout/vectors.h and nothing else.
+// What a record says, decoded by the text of ipc/layout/vectors.h and nothing else.
+inline double decoded_half(std::span<const std::byte> record, uint32_t at) {
+  return double{half_to_float(static_cast<uint16_t>(static_cast<uint32_t>(record[at]) |
+                                                    static_cast<uint32_t>(record[at + 1]) << 8))};
+}
+inline std::vector<double> decoded_scales(const Shape& shape, std::span<const std::byte> record) {
+  const double scale_m = decoded_half(record, 2 * shape.k_dim);
+  std::vector<double> scales(shape.k_dim);
+  for (uint32_t d = 0; d < shape.k_dim; ++d) {
+    const auto code = static_cast<int>(record[size_t{3} * shape.k_dim + 4 + d]);
+    scales[d] = code == 0 ? 0.0 : scale_m * std::exp2((code - 255) / 16.0);
+  }
+  return scales;
+}
+inline int decoded_residual(const Shape& shape,
+                            uint32_t blocks,
+                            std::span<const std::byte> record,
+                            uint32_t run,
+                            uint32_t d) {
+  const uint32_t d_count = shape.k_dim;
+  const uint32_t runs = blocks * shape.block_tokens / shape.run_tokens;
+  const uint32_t tiles = 4 * d_count + 4;
+  const uint32_t first_run = run / 16 * 16;
+  const uint32_t width = std::min(16U, (runs + 3) / 4 * 4 - first_run);
+  const uint32_t lane = run - first_run;
+  const auto byte =
+      static_cast<int>(record[tiles + d_count * first_run / 2 + d * width / 2 + lane / 2]);
+  const int residual = lane % 2 == 0 ? byte & 15 : byte >> 4;
+  return residual > 7 ? residual - 16 : residual;
+}
 inline std::vector<double> decoded_run(const Shape& shape,
                                        uint32_t blocks,
                                        std::span<const std::byte> record,
                                        uint32_t run) {
-  const auto half = [&](uint32_t at) {
-    return double{half_to_float(static_cast<uint16_t>(static_cast<uint32_t>(record[at]) |
-                                                      static_cast<uint32_t>(record[at + 1]) << 8))};
-  };
-  const uint32_t d_count = shape.k_dim;
-  const uint32_t runs = blocks * shape.block_tokens / shape.run_tokens;
-  const double scale_m = half(2 * d_count);
-  const uint32_t scale_codes = 3 * d_count + 4;
-  const uint32_t tiles = 4 * d_count + 4;
-  const uint32_t first_run = run / 16 * 16;
-  const uint32_t width = std::min(16U, (runs + 3) / 4 * 4 - first_run);
-  std::vector<double> key(d_count);
-  for (uint32_t d = 0; d < d_count; ++d) {
-    const auto code = static_cast<int>(record[scale_codes + d]);
-    const double scale = code == 0 ? 0.0 : scale_m * std::exp2((code - 255) / 16.0);
-    const uint32_t lane = run - first_run;
-    const auto byte =
-        static_cast<int>(record[tiles + d_count * first_run / 2 + d * width / 2 + lane / 2]);
-    int residual = lane % 2 == 0 ? byte & 15 : byte >> 4;
-    if (residual > 7) residual -= 16;
-    key[d] = half(2 * d) + scale * residual;
+  const std::vector<double> scales = decoded_scales(shape, record);
+  std::vector<double> key(shape.k_dim);
+  for (uint32_t d = 0; d < shape.k_dim; ++d) {
+    key[d] =
+        decoded_half(record, 2 * d) + scales[d] * decoded_residual(shape, blocks, record, run, d);
   }
   return key;
 }

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ipc/layout/vectors.h"
+#include "kernels/rank_pages.h"
+
+namespace skv {
+
+// A small copy of the vectors of kFp16, kBf16 and kKeys, from which the logit of every run is
+// bounded before any is read whole: x ~ x' = scale * n, n in -127..127, and how far x is from that.
+// A query is taken apart in the same way, q ~ q' = step * Q, and then
+//
+//   q.x <= q'.x' + |q| |x - x'| + |q - q'| |x'|       (Cauchy-Schwarz, twice)
+//
+// q'.x' is a sum of integers. What rounding adds, of the logit as it is defined
+// (kernels/README.md) and of the bound itself, is in the factors of SketchQuery: the bound holds
+// for the fp32 numbers, not only for the real ones.
+//
+// Of one (layer, kv head) of a page, from FlatAreaLayout::sketch:
+//   tiles      [d / 4][16][4] of n + 128, as the tiles of the vectors
+//   scales     bf16 [runs_max]
+//   residuals  bf16 [runs_max]: |x - x'|, rounded up
+//   lengths    bf16 [runs_max]: |x'|, rounded up
+// A vector beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as
+// its logit never counts.
+struct SketchLayout {
+  uint32_t k_dim;
+  uint32_t runs_max;
+
+  constexpr uint32_t tile_bytes() const { return kTileRuns * k_dim; }
+  constexpr uint32_t scales() const { return k_dim * runs_max; }
+  constexpr uint32_t residuals() const { return scales() + 2 * runs_max; }
+  constexpr uint32_t lengths() const { return residuals() + 2 * runs_max; }
+  static constexpr uint32_t bytes(uint32_t k_dim, uint32_t runs_max) {
+    return (k_dim + 6) * runs_max;
+  }
+};
+
+// Puts run `run` of a page, of 2 bytes per channel, into its sketch.
+void append_sketch(
+    std::byte* sketch, const SketchLayout& at, uint32_t run, const std::byte* values, bool bfloat);
+
+// What the bound of a logit needs of one query, beside its steps.
+struct SketchQuery {
+  float step = 0.0F;
+  float length = 0.0F;  // what a residual counts for
+  float error = 0.0F;   // what a length counts for
+  int32_t offset = 0;   // -128 * the sum of the steps
+};
+// Takes apart a query that is already scaled. False: not finite, zero or beyond all measure.
+bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to);
+
+// All runs of one page's sketch against all queries. A peak is the largest bound of a lane in
+// kPeakTiles tiles, so that hardly any run has to be looked at again; the bounds of such a lane lie
+// beside each other. Where there is no run, both are kLogitNone.
+inline constexpr uint32_t kPeakTiles = 4;
+struct SketchJob {
+  const std::byte* sketch = nullptr;
+  SketchLayout at{};
+  uint32_t run_count = 0;
+  const int8_t* steps = nullptr;  // [query][k_dim]
+  const SketchQuery* queries = nullptr;
+  uint32_t query_count = 0;
+  size_t peak_stride = 0;   // from query to query
+  float* peaks = nullptr;   // of the page: [group of tiles][16]
+  float* bounds = nullptr;  // [query][group of tiles][16][kPeakTiles]
+};
+
+// Pieces of tiles (kernels/flat_pages.h) against one query.
+struct PieceJob {
+  const std::byte* const* pieces = nullptr;
+  size_t count = 0;
+  IndexKind kind = IndexKind::kFp16;  // one that has a sketch
+  uint32_t k_dim = 0;
+  const float* query = nullptr;
+  const float* spread = nullptr;  // FlatQueries::spread
+  float* logits = nullptr;        // [piece][8]; up to 8 behind the last are written too
+};
+
+// One vector taken apart: what append_sketch asks for.
+struct SketchRun {
+  const uint16_t* values = nullptr;
+  bool bfloat = false;
+  uint32_t count = 0;  // a multiple of 16; channels behind k_dim are 0
+  float scale = 0.0F;
+  float per_scale = 0.0F;    // 1 / scale, or 0
+  uint8_t* bytes = nullptr;  // n + 128
+  float residual = 0.0F;     // |x - x'|^2, sum16 by fma
+  float length = 0.0F;       // |x'|^2
+};
+
+struct SketchOps {
+  void (*measure)(SketchRun& run);
+  // bound = fma(sum, scale * step, fma(length, error, residual * query length)).
+  void (*bounds)(const SketchJob& job);
+  void (*logits)(const PieceJob& job);
+};
+const SketchOps& reference_sketch_ops();
+const SketchOps& simd_sketch_ops();  // of the target that is chosen now
+
+}  // namespace skv
