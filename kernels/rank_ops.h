@@ -44,11 +44,6 @@ struct FineJob {
   size_t logit_stride = 0;
 };
 
-// Steps of the largest channel of what a query brings to a sum of integers: itself times a
-// sentence's scales (fine), or its square (coarse). Below kStepsMin there are none.
-inline constexpr uint32_t kQuerySteps = 127;
-inline constexpr float kStepsMin = 0x1p-100F;
-
 // A query in the order in which lines of residuals have its channels, the last one padded with 0:
 // 16 channels go with the low halves of a line, 16 with the high ones.
 void line_query(const float* query, uint32_t k_dim, float* to);
