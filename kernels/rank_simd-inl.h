@@ -148,24 +148,31 @@ HWY_INLINE IntVector pair_dot(IntVector acc, ShortVector a, ShortVector b) {
 #endif
 }
 
-// acc + the products of four unsigned bytes of `values` per lane with the four signed ones at
-// `steps`.
-HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, const int8_t* steps) {
+// The four signed bytes at `steps` in every lane.
+HWY_INLINE IntVector quad_steps(const int8_t* steps) {
   int32_t four = 0;
   std::memcpy(&four, steps, sizeof four);
+  return hn::Set(Ints(), four);
+}
+// acc + the products of four unsigned bytes of `values` per lane with the four signed ones of
+// `steps`.
+HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, IntVector steps) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
   // Both from registers: with the steps from memory, it is slower.
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(values.raw), "v"(hn::Set(Ints(), four).raw));
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(values.raw), "v"(steps.raw));
   return acc;
 #else
   // Bytes 0 and 2, then 1 and 3, as pairs of 16-bit numbers.
   const Shorts ds;
   const auto bytes = hn::BitCast(hn::Repartition<uint16_t, Floats>(), values);
   const auto even = hn::And(bytes, hn::Set(hn::Repartition<uint16_t, Floats>(), 0xFF));
-  const auto signs = hn::BitCast(ds, hn::Set(Ints(), four));
+  const auto signs = hn::BitCast(ds, steps);
   acc = pair_dot(acc, hn::BitCast(ds, even), hn::ShiftRight<8>(hn::ShiftLeft<8>(signs)));
   return pair_dot(acc, hn::BitCast(ds, hn::ShiftRight<8>(bytes)), hn::ShiftRight<8>(signs));
 #endif
+}
+HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, const int8_t* steps) {
+  return quad_dot(acc, values, quad_steps(steps));
 }
 
 // Lines that are asked for while `kLines` are read, from where they lie one after the other: memory

@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
+#include "ipc/layout/half.h"
 #include "ipc/layout/vectors.h"
+#include "kernels/rank_math.h"
 #include "kernels/rank_pages.h"
 
 namespace skv {
@@ -18,24 +22,22 @@ namespace skv {
 // (kernels/README.md) and of the bound itself, is in the factors of SketchQuery: the bound holds
 // for the fp32 numbers, not only for the real ones.
 //
-// Of one (layer, kv head) of a page, from FlatAreaLayout::sketch:
-//   tiles      [d / 4][16][4] of n + 128, as the tiles of the vectors
-//   scales     bf16 [runs_max]
-//   residuals  bf16 [runs_max]: |x - x'|, rounded up
-//   lengths    bf16 [runs_max]: |x'|, rounded up
-// A vector beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as
-// its logit never counts.
+// Of one (layer, kv head) of a page, from FlatAreaLayout::sketch, tile after tile of 16 runs:
+//   tiles      [d / 4][16][4] of n + 128, as the tiles of kInt8
+//   scales     bf16 [16]
+//   residuals  bf16 [16]: |x - x'|, rounded up
+//   lengths    bf16 [16]: |x'|, rounded up
+// and 32 bytes of nothing, so that a tile is whole lines and a pass over them one stream. A vector
+// beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as its logit
+// never counts.
 struct SketchLayout {
   uint32_t k_dim;
-  uint32_t runs_max;
 
-  constexpr uint32_t tile_bytes() const { return kTileRuns * k_dim; }
-  constexpr uint32_t scales() const { return k_dim * runs_max; }
-  constexpr uint32_t residuals() const { return scales() + 2 * runs_max; }
-  constexpr uint32_t lengths() const { return residuals() + 2 * runs_max; }
-  static constexpr uint32_t bytes(uint32_t k_dim, uint32_t runs_max) {
-    return (k_dim + 6) * runs_max;
-  }
+  constexpr uint32_t scales() const { return kTileRuns * k_dim; }
+  constexpr uint32_t residuals() const { return scales() + 2 * kTileRuns; }
+  constexpr uint32_t lengths() const { return residuals() + 2 * kTileRuns; }
+  constexpr uint32_t tile_bytes() const { return kTileRuns * run_bytes(k_dim); }
+  static constexpr uint32_t run_bytes(uint32_t k_dim) { return k_dim + 8; }
 };
 
 // Puts run `run` of a page, of 2 bytes per channel, into its sketch.
@@ -52,21 +54,41 @@ struct SketchQuery {
 // Takes apart a query that is already scaled. False: not finite, zero or beyond all measure.
 bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to);
 
-// All runs of one page's sketch against all queries. A peak is the largest bound of a lane in
-// kPeakTiles tiles, so that hardly any run has to be looked at again; the bounds of such a lane lie
-// beside each other. Where there is no run, both are kLogitNone.
-inline constexpr uint32_t kPeakTiles = 4;
+// All runs of one page's sketch against all queries.
 struct SketchJob {
   const std::byte* sketch = nullptr;
+  const std::byte* next = nullptr;  // what is read after it: asked for on the way
   SketchLayout at{};
   uint32_t run_count = 0;
   const int8_t* steps = nullptr;  // [query][k_dim]
   const SketchQuery* queries = nullptr;
   uint32_t query_count = 0;
-  size_t peak_stride = 0;   // from query to query
-  float* peaks = nullptr;   // of the page: [group of tiles][16]
-  float* bounds = nullptr;  // [query][group of tiles][16][kPeakTiles]
+  size_t stride = 0;        // of the bounds, from query to query
+  float* bounds = nullptr;  // [query][run]; up to 15 behind the last are written too
 };
+// Where one run lies.
+struct RunOfSketch {
+  const std::byte* tile;
+  uint32_t lane;
+
+  RunOfSketch(const std::byte* sketch, const SketchLayout& layout, uint32_t run)
+      : tile(sketch + size_t{run / kTileRuns} * layout.tile_bytes()), lane(run % kTileRuns) {}
+  float at(uint32_t array) const {
+    uint16_t value = 0;
+    std::memcpy(&value, tile + array + size_t{lane} * 2, sizeof value);
+    return bfloat_to_float(value);
+  }
+};
+// What no logit of a run is below where `bound` is what none is above; kLogitNone of a run that
+// never counts. The factors of SketchQuery leave room for what is rounded here too.
+inline float least_logit(const RunOfSketch& run,
+                         const SketchLayout& at,
+                         const SketchQuery& query,
+                         float bound) {
+  const float residual = run.at(at.residuals());
+  const float error = run.at(at.lengths()) * query.error + residual * query.length;
+  return residual == 0.0F ? kLogitNone : std::max(bound - 2.0F * error, kLogitNone);
+}
 
 // Pieces of tiles (kernels/flat_pages.h) against one query.
 struct PieceJob {
