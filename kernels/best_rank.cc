@@ -94,7 +94,7 @@ class BestRow {
       *blocks++ = first_block + in_page;
       for (uint32_t run = in_page * runs_; run < (in_page + 1) * runs_; ++run) {
         *above++ = bounds[run];
-        *below++ = least_logit({page.sketch, page.at, run}, page.at, query, bounds[run]);
+        *below++ = least_logit(page.sketch, page.at, run, query, bounds[run]);
       }
     }
     list_.count = static_cast<uint32_t>(blocks - list_.blocks.data());
@@ -368,7 +368,7 @@ void scan_sketches(const RankCall& call, const SketchQuery* queries) {
   const uint64_t offset =
       view.area_offset + FlatAreaLayout::sketch(view.kind, view.k_dim, view.run_tokens);
   SketchJob job;
-  job.at = {view.k_dim};
+  job.at = {view.k_dim, FlatAreaLayout::runs_max(view.run_tokens)};
   job.steps = call.scratch.query_steps.data();
   job.queries = queries;
   job.query_count = call.queries();

@@ -87,7 +87,7 @@ void append_flat(std::byte* area,
   const size_t tile_bytes = FlatAreaLayout::tile_bytes(index.kind, k_dim);
   std::byte* tiles = area + FlatAreaLayout::tiles(index.kind, index.run_tokens);
   std::byte* sketch = area + FlatAreaLayout::sketch(index.kind, k_dim, index.run_tokens);
-  const SketchLayout sketch_at{k_dim};
+  const SketchLayout sketch_at{k_dim, FlatAreaLayout::runs_max(index.run_tokens)};
   for (uint32_t i = 0; i < runs; ++i) {
     const uint32_t run = first_run + i;
     const uint32_t lane = run % kTileRuns;

@@ -57,7 +57,7 @@ struct FlatAreaLayout {
   }
   static constexpr uint32_t area_bytes(IndexKind kind, uint32_t k_dim, uint32_t run_tokens) {
     return sketch(kind, k_dim, run_tokens) +
-           (has_sketch(kind) ? runs_max(run_tokens) * SketchLayout::run_bytes(k_dim) : 0);
+           (has_sketch(kind) ? SketchLayout::bytes(k_dim, runs_max(run_tokens)) : 0);
   }
   static constexpr uint32_t box_widths(uint32_t k_dim) { return 2 * kTileRuns * k_dim; }
 };

@@ -51,12 +51,13 @@ void append_sketch(
   const FloatEnvironment environment;
   const uint32_t lane = run % kTileRuns;
   std::byte* tile = sketch + size_t{run / kTileRuns} * at.tile_bytes();
-  std::byte* scale_at = tile + at.scales() + size_t{lane} * 2;
-  std::byte* residual_at = tile + at.residuals() + size_t{lane} * 2;
-  std::byte* length_at = tile + at.lengths() + size_t{lane} * 2;
+  std::byte* sides = sketch + at.sides() + size_t{run / kTileRuns} * SketchLayout::kSideBytes;
+  std::byte* scale_at = sides + SketchLayout::kScales + size_t{lane} * 2;
+  std::byte* residual_at = sides + SketchLayout::kResiduals + size_t{lane} * 2;
+  std::byte* length_at = sides + SketchLayout::kLengths + size_t{lane} * 2;
   if (lane == 0) {
-    std::memset(tile, 128, at.scales());
-    std::memset(tile + at.scales(), 0, at.tile_bytes() - at.scales());
+    std::memset(tile, 128, at.tile_bytes());
+    std::memset(sides, 0, SketchLayout::kSideBytes);
   }
   uint16_t halves[kHeadDimMax];
   std::memcpy(halves, values, size_t{2} * at.k_dim);
@@ -141,16 +142,17 @@ void bounds(const SketchJob& job) {
     const int8_t* steps = job.steps + size_t{query} * job.at.k_dim;
     const SketchQuery& of = job.queries[query];
     for (uint32_t run = 0; run < job.run_count; ++run) {
-      const RunOfSketch from(job.sketch, job.at, run);
+      const std::byte* tile = job.sketch + size_t{run / kTileRuns} * job.at.tile_bytes();
       int32_t sum = of.offset;
       for (uint32_t d = 0; d < job.at.k_dim; ++d) {
         sum += steps[d] *
-               static_cast<int>(from.tile[(size_t{d / 4} * kTileRuns + from.lane) * 4 + d % 4]);
+               static_cast<int>(tile[(size_t{d / 4} * kTileRuns + run % kTileRuns) * 4 + d % 4]);
       }
-      const float error =
-          std::fma(from.at(job.at.lengths()), of.error, from.at(job.at.residuals()) * of.length);
+      const auto side = [&](uint32_t which) { return side_of_run(job.sketch, job.at, run, which); };
+      const float error = std::fma(side(SketchLayout::kLengths), of.error,
+                                   side(SketchLayout::kResiduals) * of.length);
       job.bounds[query * job.stride + run] =
-          std::fma(static_cast<float>(sum), from.at(job.at.scales()) * of.step, error);
+          std::fma(static_cast<float>(sum), side(SketchLayout::kScales) * of.step, error);
     }
   }
 }

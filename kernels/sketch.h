@@ -22,22 +22,25 @@ namespace skv {
 // (kernels/README.md) and of the bound itself, is in the factors of SketchQuery: the bound holds
 // for the fp32 numbers, not only for the real ones.
 //
-// Of one (layer, kv head) of a page, from FlatAreaLayout::sketch, tile after tile of 16 runs:
-//   tiles      [d / 4][16][4] of n + 128, as the tiles of kInt8
-//   scales     bf16 [16]
-//   residuals  bf16 [16]: |x - x'|, rounded up
-//   lengths    bf16 [16]: |x'|, rounded up
-// and 32 bytes of nothing, so that a tile is whole lines and a pass over them one stream. A vector
-// beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as its logit
-// never counts.
+// Of one (layer, kv head) of a page, from FlatAreaLayout::sketch:
+//   tiles   [d / 4][16][4] of n + 128, as the tiles of kInt8
+//   sides   of each tile: bf16 scales [16], residuals [16]: |x - x'|, rounded up, lengths [16]:
+//           |x'|, rounded up
+// A vector beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as
+// its logit never counts.
 struct SketchLayout {
   uint32_t k_dim;
+  uint32_t runs_max;
 
-  constexpr uint32_t scales() const { return kTileRuns * k_dim; }
-  constexpr uint32_t residuals() const { return scales() + 2 * kTileRuns; }
-  constexpr uint32_t lengths() const { return residuals() + 2 * kTileRuns; }
-  constexpr uint32_t tile_bytes() const { return kTileRuns * run_bytes(k_dim); }
-  static constexpr uint32_t run_bytes(uint32_t k_dim) { return k_dim + 8; }
+  constexpr uint32_t tile_bytes() const { return kTileRuns * k_dim; }
+  constexpr uint32_t sides() const { return k_dim * runs_max; }
+  static constexpr uint32_t kSideBytes = 6 * kTileRuns;  // of a tile
+  static constexpr uint32_t kScales = 0;
+  static constexpr uint32_t kResiduals = 2 * kTileRuns;
+  static constexpr uint32_t kLengths = 4 * kTileRuns;
+  static constexpr uint32_t bytes(uint32_t k_dim, uint32_t runs_max) {
+    return (k_dim + 6) * runs_max;
+  }
 };
 
 // Puts run `run` of a page, of 2 bytes per channel, into its sketch.
@@ -66,27 +69,28 @@ struct SketchJob {
   size_t stride = 0;        // of the bounds, from query to query
   float* bounds = nullptr;  // [query][run]; up to 15 behind the last are written too
 };
-// Where one run lies.
-struct RunOfSketch {
-  const std::byte* tile;
-  uint32_t lane;
-
-  RunOfSketch(const std::byte* sketch, const SketchLayout& layout, uint32_t run)
-      : tile(sketch + size_t{run / kTileRuns} * layout.tile_bytes()), lane(run % kTileRuns) {}
-  float at(uint32_t array) const {
-    uint16_t value = 0;
-    std::memcpy(&value, tile + array + size_t{lane} * 2, sizeof value);
-    return bfloat_to_float(value);
-  }
-};
+// What a side of one run says.
+inline float side_of_run(const std::byte* sketch,
+                         const SketchLayout& at,
+                         uint32_t run,
+                         uint32_t side) {
+  uint16_t value = 0;
+  std::memcpy(&value,
+              sketch + at.sides() + size_t{run / kTileRuns} * SketchLayout::kSideBytes + side +
+                  size_t{run % kTileRuns} * 2,
+              sizeof value);
+  return bfloat_to_float(value);
+}
 // What no logit of a run is below where `bound` is what none is above; kLogitNone of a run that
 // never counts. The factors of SketchQuery leave room for what is rounded here too.
-inline float least_logit(const RunOfSketch& run,
+inline float least_logit(const std::byte* sketch,
                          const SketchLayout& at,
+                         uint32_t run,
                          const SketchQuery& query,
                          float bound) {
-  const float residual = run.at(at.residuals());
-  const float error = run.at(at.lengths()) * query.error + residual * query.length;
+  const float residual = side_of_run(sketch, at, run, SketchLayout::kResiduals);
+  const float error =
+      side_of_run(sketch, at, run, SketchLayout::kLengths) * query.error + residual * query.length;
   return residual == 0.0F ? kLogitNone : std::max(bound - 2.0F * error, kLogitNone);
 }
 

@@ -58,37 +58,33 @@ void measure(SketchRun& run) {
   }
 }
 
-// Of kTiles tiles and kQueries queries, which share what is loaded of each other.
-struct Pass {
-  const std::byte* tile;
-  const std::byte* ahead;  // as many tiles, asked for meanwhile
-  size_t first_run;
-  size_t first_query;
-};
-
 // Sums, [query][tile][part]: several each where few would wait for one.
 template <size_t kQueries, size_t kTiles>
-HWY_INLINE void sums_of(const SketchJob& job, const Pass& pass, IntVector* sums) {
+HWY_INLINE void sums_of(const SketchJob& job,
+                        const std::byte* tile,
+                        const std::byte* ahead,
+                        size_t first_query,
+                        IntVector* sums) {
   constexpr size_t kSums = kQueries * kTiles * kParts;
   constexpr size_t kEach = kSums < 4 ? 2 : 1;
   const Ints di;
   const size_t k_dim = job.at.k_dim;
   const size_t tile_bytes = job.at.tile_bytes();
-  const int8_t* steps = job.steps + pass.first_query * k_dim;
+  const int8_t* steps = job.steps + first_query * k_dim;
   IntVector acc[kEach * kSums];
   SKV_EACH_OF(q, kQueries) {
-    const auto offset = hn::Set(di, job.queries[pass.first_query + q].offset);
+    const auto offset = hn::Set(di, job.queries[first_query + q].offset);
     SKV_EACH_OF(i, kTiles * kParts) acc[q * kTiles * kParts + i] = offset;
   }
   if constexpr (kEach == 2) {
     SKV_EACH_OF(i, kSums) acc[kSums + i] = hn::Zero(di);
   }
   for (size_t d = 0; d < k_dim; d += 8) {
-    prefetch_lines<2 * kTiles>(pass.ahead, d * 16 * kTiles);
+    prefetch_lines<2 * kTiles>(ahead, d * 16 * kTiles);
     SKV_EACH_OF(half, 2) {
       WordVector values[kTiles * kParts];
       SKV_EACH_OF(i, kTiles * kParts) {
-        values[i] = load_words(pass.tile + i / kParts * tile_bytes + d * 16 + half * 64 +
+        values[i] = load_words(tile + i / kParts * tile_bytes + d * 16 + half * 64 +
                                i % kParts * kLanes * 4);
       }
       SKV_EACH_OF(q, kQueries) {
@@ -100,7 +96,6 @@ HWY_INLINE void sums_of(const SketchJob& job, const Pass& pass, IntVector* sums)
       }
     }
   }
-  prefetch_lines<2 * kTiles>(pass.ahead, k_dim * 16 * kTiles);
   SKV_EACH_OF(i, kSums) {
     sums[i] = acc[i];
     if constexpr (kEach == 2) sums[i] = hn::Add(sums[i], acc[kSums + i]);
@@ -108,62 +103,68 @@ HWY_INLINE void sums_of(const SketchJob& job, const Pass& pass, IntVector* sums)
 }
 
 template <size_t kQueries, size_t kTiles>
-HWY_NOINLINE void bounds_of(const SketchJob& job, Pass pass) {
+HWY_NOINLINE void bounds_of(const SketchJob& job,
+                            size_t first_tile,
+                            const std::byte* ahead,
+                            size_t first_query) {
   const Floats df;
+  const std::byte* tile = job.sketch + first_tile * job.at.tile_bytes();
+  const std::byte* tile_sides = job.sketch + job.at.sides() + first_tile * SketchLayout::kSideBytes;
+  float* bounds = job.bounds + first_query * job.stride + first_tile * kTileRuns;
   IntVector sums[kQueries * kTiles * kParts];
-  sums_of<kQueries, kTiles>(job, pass, sums);
+  sums_of<kQueries, kTiles>(job, tile, ahead, first_query, sums);
   SKV_EACH_OF(i, kTiles * kParts) {
-    const std::byte* sides = pass.tile + i / kParts * job.at.tile_bytes() + i % kParts * kLanes * 2;
-    const auto scale = bfloats(sides + job.at.scales());
-    const auto residual = bfloats(sides + job.at.residuals());
-    const auto length = bfloats(sides + job.at.lengths());
+    const std::byte* sides =
+        tile_sides + i / kParts * SketchLayout::kSideBytes + i % kParts * kLanes * 2;
+    const auto scale = bfloats(sides + SketchLayout::kScales);
+    const auto residual = bfloats(sides + SketchLayout::kResiduals);
+    const auto length = bfloats(sides + SketchLayout::kLengths);
     SKV_EACH_OF(q, kQueries) {
-      const SketchQuery& of = job.queries[pass.first_query + q];
+      const SketchQuery& of = job.queries[first_query + q];
       const auto error =
           hn::MulAdd(length, hn::Set(df, of.error), hn::Mul(residual, hn::Set(df, of.length)));
       const auto sum = hn::ConvertTo(df, sums[q * kTiles * kParts + i]);
       const auto bound = hn::MulAdd(sum, hn::Mul(scale, hn::Set(df, of.step)), error);
-      hn::StoreU(bound, df,
-                 job.bounds + (pass.first_query + q) * job.stride + pass.first_run + i * kLanes);
+      hn::StoreU(bound, df, bounds + q * job.stride + i * kLanes);
     }
   }
 }
 
 // Some tiles for all queries, while they are in the nearest cache.
 template <size_t kTiles>
-void bounds_of_all(const SketchJob& job, Pass pass) {
-  const auto done = [&pass](size_t queries) {
-    pass.first_query += queries;
-    pass.ahead = nullptr;
+HWY_INLINE void bounds_of_all(const SketchJob& job, size_t tile, const std::byte* ahead) {
+  size_t q = 0;
+  const auto next = [&](size_t queries) {
+    q += queries;
+    ahead = nullptr;
   };
-  const auto left = [&] { return job.query_count - pass.first_query; };
   if constexpr (kLanes == 16) {
-    for (; left() >= 8; done(8)) bounds_of<8, kTiles>(job, pass);
-    for (; left() >= 4; done(4)) bounds_of<4, kTiles>(job, pass);
+    for (; q + 8 <= job.query_count; next(8)) bounds_of<8, kTiles>(job, tile, ahead, q);
+    for (; q + 4 <= job.query_count; next(4)) bounds_of<4, kTiles>(job, tile, ahead, q);
   }
-  for (; left() >= 2; done(2)) bounds_of<2, kTiles>(job, pass);
-  if (left() != 0) bounds_of<1, kTiles>(job, pass);
+  for (; q + 2 <= job.query_count; next(2)) bounds_of<2, kTiles>(job, tile, ahead, q);
+  if (q < job.query_count) bounds_of<1, kTiles>(job, tile, ahead, q);
 }
 
+// Arguments are passed in registers: read back from memory that was just written, they would wait
+// for the lines of the tile before.
 void bounds(const SketchJob& job) {
   constexpr size_t kTilesAtOnce = 2;
   constexpr size_t kAhead = 8192;
   const size_t tile_bytes = job.at.tile_bytes();
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
-  const auto pass_at = [&](size_t tile) {
-    const size_t ahead = tile * tile_bytes + kAhead;
-    const size_t end = tile_count * tile_bytes;
-    const std::byte* next = job.next == nullptr ? job.sketch : job.next;
-    return Pass{job.sketch + tile * tile_bytes,
-                ahead < end ? job.sketch + ahead : next + (ahead - end), tile * kTileRuns, 0};
-  };
+  const size_t end = tile_count * tile_bytes;
+  const std::byte* next = job.next == nullptr ? job.sketch : job.next;
   size_t tile = 0;
-  // A few queries wait for memory, which is fastest in order.
-  const bool is_many = kLanes == 16 && job.query_count >= 4;
-  for (; is_many && tile + kTilesAtOnce <= tile_count; tile += kTilesAtOnce) {
-    bounds_of_all<kTilesAtOnce>(job, pass_at(tile));
+  // A few queries keep up with what the CPU asks for by itself, which is fastest in order.
+  if (kLanes == 16 && job.query_count >= 4) {
+    for (; tile + kTilesAtOnce <= tile_count; tile += kTilesAtOnce) {
+      const size_t ahead = tile * tile_bytes + kAhead;
+      bounds_of_all<kTilesAtOnce>(job, tile,
+                                  ahead < end ? job.sketch + ahead : next + (ahead - end));
+    }
   }
-  for (; tile < tile_count; ++tile) bounds_of_all<1>(job, pass_at(tile));
+  for (; tile < tile_count; ++tile) bounds_of_all<1>(job, tile, nullptr);
 }
 
 // Pieces lie far from each other: those that come next are asked for while one is read.

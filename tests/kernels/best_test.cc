@@ -27,10 +27,12 @@ enum class Keys : uint8_t {
   kOneChannel,  // a channel that dwarfs the others
   kTiny,        // subnormal halves
   kNeighbours,  // one vector, and what differs from it in the last bit of a channel
+  kRising,      // one vector, longer and longer: each block is better than all before, or worse
   kLast,
 };
 
-std::vector<float> keys_of(Keys how, uint32_t tokens, uint32_t k_dim, synthetic::Noise& noise) {
+std::vector<float> keys_of(
+    Keys how, uint32_t tokens, uint32_t k_dim, synthetic::Noise& noise, float rising = 0.0F) {
   std::vector<float> keys(size_t{tokens} * k_dim);
   const uint32_t distinct = 1 + noise.below(5);
   std::vector<float> base(size_t{distinct} * k_dim);
@@ -46,6 +48,7 @@ std::vector<float> keys_of(Keys how, uint32_t tokens, uint32_t k_dim, synthetic:
       if (how == Keys::kOneChannel && d == k_dim / 2) key *= 3000.0F;
       if (how == Keys::kTiny) key *= 1e-6F;
       if (how == Keys::kNeighbours) key = base[d];
+      if (how == Keys::kRising) key = base[d] * (0.1F + rising) + 0.01F * key;
     }
     if (how == Keys::kNeighbours) keys[size_t{token} * k_dim + noise.below(k_dim)] *= 1.001F;
   }
@@ -57,8 +60,10 @@ Context context_of(const Shape& shape, Keys how, uint32_t sentences, uint64_t se
   synthetic::Noise noise(seed);
   for (uint32_t i = 0; i < sentences; ++i) {
     const uint32_t blocks = 64 / shape.block_tokens - noise.below(32 / shape.block_tokens);
+    if (how == Keys::kRising) noise = synthetic::Noise(seed);  // the same vector in every sentence
+    const float rising = static_cast<float>(i) / static_cast<float>(sentences);
     synthetic::append(context, blocks,
-                      keys_of(how, blocks * shape.block_tokens, shape.k_dim, noise));
+                      keys_of(how, blocks * shape.block_tokens, shape.k_dim, noise, rising));
   }
   return context;
 }
@@ -187,8 +192,8 @@ TEST(Best, BoundsHold) {
       for (uint32_t k_dim = 8; k_dim <= 1024; k_dim += 8 + k_dim / 8 * 8) {
         const std::vector<float> keys = keys_of(how, 16, k_dim, noise);
         const std::vector<float> query = synthetic::random_queries(1, k_dim, k_dim);
-        const SketchLayout at{k_dim};
-        std::vector<std::byte> sketch(16 * SketchLayout::run_bytes(k_dim));
+        const SketchLayout at{k_dim, 16};
+        std::vector<std::byte> sketch(SketchLayout::bytes(k_dim, 16));
         std::vector<int8_t> steps(k_dim);
         SketchQuery of;
         ASSERT_TRUE(sketch_query(query.data(), k_dim, steps.data(), of));
@@ -218,7 +223,7 @@ TEST(Best, BoundsHold) {
         simd_sketch_ops().bounds(job);
         for (uint32_t run = 0; run < 16; ++run) {
           const float bound = bounds[run];
-          const float least = least_logit({sketch.data(), at, run}, at, of, bound);
+          const float least = least_logit(sketch.data(), at, run, of, bound);
           EXPECT_GE(bound, logits[run]);
           EXPECT_LE(least, logits[run]);
           if (how != Keys::kNormal) continue;
