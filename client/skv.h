@@ -457,6 +457,14 @@ enum { SKV_CUT_BLOCK = 0, SKV_CUT_SENTENCE = 1 };
 
 enum { SKV_RANK_AUTO = 0, SKV_RANK_CLIENT = 1, SKV_RANK_DAEMON = 2 };
 
+/* What scores are of. SHARES: of the attention on all closed blocks, so that it is known what a read
+ * set leaves out. RELATIVE: the same blocks are read, and found with about half the reading of
+ * vectors, where the index is FP16, BF16 or KEYS, a kv head has one query and the budget is at most
+ * an eighth of the context; their scores are of what was looked at, larger than shares by one factor
+ * per (layer, kv head), and unread_mass is 1: not known. Other kinds, more queries and short
+ * contexts are ranked as with SHARES. Not with a mass or SKV_CUT_SENTENCE. */
+enum { SKV_SCORES_SHARES = 0, SKV_SCORES_RELATIVE = 1 };
+
 /* Blocks per (layer, kv head). */
 typedef struct skv_window_options {
   uint32_t size;
@@ -474,6 +482,8 @@ typedef struct skv_window_options {
    * look nearby need fewer. NULL and 0: all have budget_blocks. Copied. */
   uint32_t head_budget_count; /* kv heads over all layers, or 0 */
   const uint32_t* head_budgets;
+  uint32_t scores; /* SKV_SCORES_* */
+  uint32_t reserved;
 } skv_window_options;
 
 /* Where skv_prefetch ranks. In the client it does so in the calling thread, on vectors that the

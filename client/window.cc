@@ -124,7 +124,8 @@ Result<void> Window::attach_ranker(const WindowOpen& options,
                  static_cast<CutUnit>(options.cut),
                  options.coarse_blocks,
                  options.mass,
-                 options.head_budgets};
+                 options.head_budgets,
+                 static_cast<Scores>(options.scores)};
   parts.tables = tables_;
   SKV_TRY(mapped,
           MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));

@@ -271,6 +271,11 @@ struct VectorsPut {
 };
 
 enum class CutKind : uint8_t { kBlock = 0, kSentence = 1 };
+// What the scores of a window are of.
+enum class ScoresKind : uint8_t {
+  kShares = 0,    // of the attention on all closed blocks
+  kRelative = 1,  // of what was ranked, where that finds the same blocks with less reading
+};
 // Blocks per (layer, kv head).
 struct WindowOpen {
   uint32_t context = 0;
@@ -287,6 +292,7 @@ struct WindowOpen {
   // Ranked blocks of each (layer, kv head), layer by layer, none above budget_blocks; empty: all
   // have budget_blocks.
   std::vector<uint32_t> head_budgets = {};
+  uint8_t scores = 0;  // ScoresKind; kRelative: blocks alone are cut, and not by mass
   SKV_FIELDS(context,
              budget_blocks,
              sink_blocks,
@@ -296,7 +302,8 @@ struct WindowOpen {
              coarse_blocks,
              rank_in,
              mass,
-             head_budgets)
+             head_budgets,
+             scores)
 };
 // Descriptors: tables memfd (read-write); the window's slots (device tier), unless slots_in_host:
 // then slots are read in the host mapping of hello; where rank_in says that the client ranks, the

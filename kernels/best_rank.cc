@@ -260,6 +260,7 @@ class BestRow {
     result.normalisers = {row_.normalisers.data(), 1};
     result.skipped_mass = 1.0F;
     result.full_scan = false;
+    result.best_only = true;
     result.end_block = view_.end_block;
     result.sink_end = call_.sink_end();
     result.recent_first = call_.recent_first();
@@ -396,6 +397,7 @@ void RankScratch::reserve_best(const RankCall& call) {
   const RankView& view = call.view;
   const uint32_t row_count = call.query.row_count;
   const uint32_t runs = runs_per_block(view);
+  reserve_flat(view.end_block, runs, 1, view.k_dim, 1);  // rows that are scanned whole after all
   const size_t page_blocks = FlatAreaLayout::runs_max(view.run_tokens) / runs;
   const size_t listed = std::max<size_t>(listed_max(call) + page_blocks, view.end_block);
   room(query, size_t{row_count} * view.k_dim);

@@ -62,6 +62,7 @@ struct RankResult {
   // normaliser, are relative to the mass of what was ranked.
   float skipped_mass = 0.0F;
   bool full_scan = true;      // nothing was skipped
+  bool best_only = false;     // but not what best_blocks asks for
   uint32_t end_block = 0;     // of the view
   uint32_t sink_end = 0;      // blocks [0, sink_end) are sinks
   uint32_t recent_first = 0;  // blocks [recent_first, end_block) are recents

@@ -204,13 +204,13 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
   const uint32_t kv_head = prefetch.ranking.kv_head;
   const WindowShape& shape = window.layout().shape();
   const LayerDescriptor& layer = feed.model()->descriptor.layers[layer_index];
+  const CutOptions options = shape.cut_options(window.layout().resident_set(layer_index, kv_head));
   const RankResult ranked =
       ranker_.rank(feed.view(layer_index, kv_head, prefetch.sentence_count), layer,
-                   prefetch.request.query.data() + prefetch.query_at, shape);
+                   prefetch.request.query.data() + prefetch.query_at, shape, options);
   const uint64_t ranked_ns = hooks_.now_ns();
   // Arrives during the cut; ranking would have driven it out of the caches.
   if (!window.slots_in_host()) window.resident(layer_index, kv_head).warm();
-  const CutOptions options = shape.cut_options(window.layout().resident_set(layer_index, kv_head));
   const ReadSet read = ranker_.cut(ranked, options);
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
@@ -529,6 +529,8 @@ void PrefetchRunner::take_out_absent(Prefetch& prefetch, HeadPlan& plan) {
     plan.origins[kept] = plan.origins[i];
     ++kept;
   }
+  // Relative scores may say more than there is.
+  plan.unread_mass = std::min(plan.unread_mass, 1.0F);
   plan.resize(kept);
 }
 

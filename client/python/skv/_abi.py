@@ -113,7 +113,8 @@ class WindowOptions(Struct):
     _fields_ = [("size", c_uint32), ("budget_blocks", c_uint32), ("sink_blocks", c_uint32),
                 ("recent_blocks", c_uint32), ("resident_blocks", c_uint32), ("cut", c_uint32),
                 ("coarse_blocks", c_uint32), ("rank_in", c_uint32), ("mass", c_float),
-                ("head_budget_count", c_uint32), ("head_budgets", ctypes.POINTER(c_uint32))]
+                ("head_budget_count", c_uint32), ("head_budgets", ctypes.POINTER(c_uint32)),
+                ("scores", c_uint32), ("reserved", c_uint32)]
 
 
 class WindowInfo(Struct):
