@@ -40,10 +40,9 @@ struct RankOptions {
   uint32_t recent_blocks = 0;
   RankReduction reduction = RankReduction::kMean;
   // 0: all blocks are ranked. Above: a cut of single blocks, of at most this budget and not by
-  // mass, is all that follows (windows with Scores::kRelative). For one query per row over a flat
-  // kind of 16-bit vectors (kFp16, kBf16, kKeys) rank may then leave out blocks that such a cut
-  // cannot take, like the coarse stage's: the set is that of a full scan, the masses are estimates
-  // (RankResult::skipped_mass).
+  // mass, is all that follows. For one query per row over a flat kind of 16-bit vectors (kFp16,
+  // kBf16, kKeys) rank may then leave out blocks that such a cut cannot take, like the coarse
+  // stage's: the set is that of a full scan, the masses are estimates (RankResult::skipped_mass).
   uint32_t best_blocks = 0;
 };
 
