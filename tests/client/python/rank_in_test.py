@@ -126,7 +126,7 @@ class RankInTest(unittest.TestCase):
         for index, queries, is_relative in (
                 (skv.IndexKind.FP16, 1, True), (skv.IndexKind.BF16, 1, True),
                 (skv.IndexKind.FP16, 2, False), (skv.IndexKind.MEAN_SPREAD_RUNS, 1, False)):
-            engine = self.engine(daemon, f"relative {index} {queries}", tokens=6000, index=index,
+            engine = self.engine(daemon, f"relative {index} {queries}", tokens=3000, index=index,
                                  queries=queries)
             engine.put()
             shares = engine.context.window(10, **options)
