@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -131,8 +132,8 @@ RC_GTEST_PROP(Best, SetsAreThoseOfAFullScan, ()) {
   const auto how = static_cast<Keys>(*rc::gen::inRange(0, static_cast<int>(Keys::kLast)));
   Shape shape;
   shape.k_dim = 8 * *rc::gen::inRange(1U, 33U);
-  shape.block_tokens = 4U << *rc::gen::inRange(0, 3);
-  shape.run_tokens = shape.block_tokens >> *rc::gen::inRange(0, 3);
+  shape.block_tokens = 4U << *rc::gen::inRange(0, 4);
+  shape.run_tokens = std::max(1U, shape.block_tokens >> *rc::gen::inRange(0, 6));
   shape.kind = *rc::gen::element(IndexKind::kFp16, IndexKind::kBf16, IndexKind::kKeys);
   const Context context = context_of(shape, how, *rc::gen::inRange(1U, 150U), seed);
   RankOptions options;
