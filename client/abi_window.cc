@@ -45,6 +45,11 @@ Result<skv::WindowOpen> window_options(const skv_window_options* options) {
                    std::to_string(from.head_budget_count));
   }
   to.head_budgets.assign(from.head_budgets, from.head_budgets + from.head_budget_count);
+  if (from.scores > SKV_SCORES_RELATIVE) {
+    return invalid("skv_window_options::scores is " + std::to_string(from.scores) +
+                   ", allowed are 0 and 1");
+  }
+  to.scores = static_cast<uint8_t>(from.scores);
   switch (from.rank_in) {
     case SKV_RANK_CLIENT:
       to.rank_in = static_cast<uint8_t>(skv::RankIn::kClient);

@@ -220,7 +220,7 @@ Result<Ranked> Ranker::work(const Request& request) {
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
       } else if (end_block_ > 0) {
-        ranked = ranker.rank(view, layer, query, parts_.shape);
+        ranked = ranker.rank(view, layer, query, parts_.shape, options);
         const uint64_t now = now_ns();
         spent_.rank_ns += static_cast<uint32_t>(now - lap);
         lap = now;
@@ -399,7 +399,7 @@ void Ranker::publish(LayerRange layers, uint64_t version, Ranked& result) {
         table.indptr[head + 1] = to;
       }
       result.misses += done.absent;
-      layer_mass += done.unread_mass;
+      layer_mass += std::min(done.unread_mass, 1.0F);  // relative scores may say more than there is
     }
     result.hits_nvme += static_cast<uint32_t>(
         std::count(table.origin, table.origin + to, static_cast<uint8_t>(Origin::kNvme)));

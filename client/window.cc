@@ -125,7 +125,8 @@ Result<void> Window::attach_ranker(const WindowOpen& options,
                  options.coarse_blocks,
                  options.mass,
                  options.head_budgets,
-                 options.query_cosine};
+                 options.query_cosine,
+                 static_cast<Scores>(options.scores)};
   parts.tables = tables_;
   SKV_TRY(mapped,
           MappedMemory::map(feed.get(), opened_.feed_bytes, MappedMemory::Access::kReadOnly));

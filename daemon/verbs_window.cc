@@ -29,6 +29,25 @@ Result<void> check_head_budgets(const WindowOpen& message, const BodyLayout& lay
   return {};
 }
 
+// Relative scores say nothing of mass, and not all blocks of a sentence may have one.
+Result<void> check_scores(const WindowOpen& message) {
+  if (message.scores > static_cast<uint8_t>(ScoresKind::kRelative)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "scores is " + std::to_string(message.scores) + ", allowed are 0 and 1"};
+  }
+  if (message.scores == static_cast<uint8_t>(ScoresKind::kShares)) return {};
+  if (message.mass > 0.0F) {
+    return Error{ErrorCode::kInvalidArgument, "mass is " + std::to_string(message.mass) +
+                                                  " with scores 1 (relative), which allow only 0"};
+  }
+  if (message.cut != static_cast<uint8_t>(CutKind::kBlock)) {
+    return Error{ErrorCode::kInvalidArgument, "cut is " + std::to_string(message.cut) +
+                                                  " with scores 1 (relative), which allow only 0 "
+                                                  "(block)"};
+  }
+  return {};
+}
+
 // The counts a client asked for, in 64 bits so that no sum wraps.
 Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
   const uint64_t width =
@@ -61,6 +80,7 @@ Result<void> check_blocks(const WindowOpen& message, const BodyLayout& layout) {
                  "query_cosine is " + std::to_string(message.query_cosine) + ", allowed is 0 to 1"};
   }
   if (Result<void> budgets = check_head_budgets(message, layout); !budgets.ok()) return budgets;
+  if (Result<void> scores = check_scores(message); !scores.ok()) return scores;
   uint64_t tables = kWindowHeaderBytes;
   for (uint32_t layer = 0; layer < layout.layer_count(); ++layer) {
     // 17 bytes per entry and buffer; TableLayout rounds each array up.
@@ -109,7 +129,8 @@ void window_open(Core& core, Session& session, const WindowOpen& message, const 
                           message.coarse_blocks,
                           message.mass,
                           message.head_budgets,
-                          message.query_cosine};
+                          message.query_cosine,
+                          static_cast<Scores>(message.scores)};
   request.window.rank_in = static_cast<RankIn>(message.rank_in);
   request.sentences_max = core.config.session_context_tokens_max / kSentenceTokensMin + 1;
   core.feeds.open_window(std::move(request));

@@ -271,6 +271,11 @@ struct VectorsPut {
 };
 
 enum class CutKind : uint8_t { kBlock = 0, kSentence = 1 };
+// What the scores of a window are of.
+enum class ScoresKind : uint8_t {
+  kShares = 0,    // of the attention on all closed blocks
+  kRelative = 1,  // of what was ranked, where that finds the same blocks with less reading
+};
 // Blocks per (layer, kv head).
 struct WindowOpen {
   uint32_t context = 0;
@@ -291,6 +296,7 @@ struct WindowOpen {
   // ranked, while no block was added and the cosine of each of its queries with the one that it was
   // ranked by is at least this.
   float query_cosine = 0.0F;
+  uint8_t scores = 0;  // ScoresKind; kRelative: blocks alone are cut, and not by mass
   SKV_FIELDS(context,
              budget_blocks,
              sink_blocks,
@@ -301,7 +307,8 @@ struct WindowOpen {
              rank_in,
              mass,
              head_budgets,
-             query_cosine)
+             query_cosine,
+             scores)
 };
 // Descriptors: tables memfd (read-write); the window's slots (device tier), unless slots_in_host:
 // then slots are read in the host mapping of hello; where rank_in says that the client ranks, the

@@ -12,6 +12,8 @@ struct CutOps {
   size_t (*maxima)(const float* scores, size_t count, size_t rows, float* to);
   // Indices of the scores >= at_least, ascending; returns how many. `to` has room for all and 16.
   size_t (*collect)(const float* scores, size_t count, float at_least, uint32_t* to);
+  // How many of the scores are >= at_least.
+  size_t (*count)(const float* scores, size_t count, float at_least);
   // lanes[i % 16] += scores[i], ascending; `count` is a multiple of 16.
   void (*add_lanes)(const float* scores, size_t count, float* lanes);
 };

@@ -4,8 +4,6 @@
 #include <hwy/foreach_target.h>  // first: includes this file again for each target
 #include <hwy/highway.h>
 
-#include <bit>
-
 #include "kernels/cut_ops.h"
 #include "kernels/rank_simd-inl.h"
 
@@ -32,25 +30,42 @@ size_t maxima(const float* scores, size_t count, size_t rows, float* to) {
   return made;
 }
 
+// Few are found: rows without are passed over four at a time.
 size_t collect(const float* scores, size_t count, float at_least, uint32_t* to) {
+  constexpr size_t kRow = 4 * kLanes;
   const Floats df;
+  const Words du;
   const auto least = hn::Set(df, at_least);
   size_t found = 0;
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const auto is = hn::Ge(hn::LoadU(df, scores + i), least);
-    if (HWY_LIKELY(hn::AllFalse(df, is))) continue;
-    uint8_t bytes[8] = {};
-    hn::StoreMaskBits(df, is, bytes);
-    uint32_t bits = bytes[0] | uint32_t{bytes[1]} << 8;
-    for (; bits != 0; bits &= bits - 1) {
-      to[found++] = static_cast<uint32_t>(i) + static_cast<uint32_t>(std::countr_zero(bits));
+  for (; i + kRow <= count; i += kRow) {
+    hn::Mask<Floats> is[4];
+    SKV_EACH_OF(j, 4) is[j] = hn::Ge(hn::LoadU(df, scores + i + j * kLanes), least);
+    if (HWY_LIKELY(hn::AllFalse(df, hn::Or(hn::Or(is[0], is[1]), hn::Or(is[2], is[3]))))) continue;
+    SKV_EACH_OF(j, 4) {
+      const auto at = hn::Iota(du, static_cast<uint32_t>(i + j * kLanes));
+      hn::StoreU(hn::Compress(at, hn::RebindMask(du, is[j])), du, to + found);
+      found += hn::CountTrue(df, is[j]);
     }
   }
   for (; i < count; ++i) {
     if (scores[i] >= at_least) to[found++] = static_cast<uint32_t>(i);
   }
   return found;
+}
+
+size_t count_reaching(const float* scores, size_t count, float at_least) {
+  const Floats df;
+  const auto least = hn::Set(df, at_least);
+  auto found = hn::Zero(Ints());
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const auto is = hn::Ge(hn::LoadU(df, scores + i), least);
+    found = hn::Sub(found, hn::VecFromMask(Ints(), hn::RebindMask(Ints(), is)));
+  }
+  auto total = static_cast<size_t>(hn::GetLane(hn::SumOfLanes(Ints(), found)));
+  for (; i < count; ++i) total += scores[i] >= at_least ? 1 : 0;
+  return total;
 }
 
 void add_lanes(const float* scores, size_t count, float* lanes) {
@@ -66,7 +81,7 @@ void add_lanes(const float* scores, size_t count, float* lanes) {
 }
 
 const CutOps* cut_ops() {
-  static constexpr CutOps kOps = {maxima, collect, add_lanes};
+  static constexpr CutOps kOps = {maxima, collect, count_reaching, add_lanes};
   return &kOps;
 }
 
@@ -114,6 +129,11 @@ size_t plain_collect(const float* scores, size_t count, float at_least, uint32_t
   }
   return found;
 }
+size_t plain_count(const float* scores, size_t count, float at_least) {
+  size_t found = 0;
+  for (size_t i = 0; i < count; ++i) found += scores[i] >= at_least ? 1 : 0;
+  return found;
+}
 void plain_add_lanes(const float* scores, size_t count, float* lanes) {
   for (size_t i = 0; i < count; ++i) lanes[i % 16] += scores[i];
 }
@@ -121,7 +141,7 @@ void plain_add_lanes(const float* scores, size_t count, float* lanes) {
 }  // namespace
 
 const CutOps& plain_cut_ops() {
-  static constexpr CutOps kOps = {plain_maxima, plain_collect, plain_add_lanes};
+  static constexpr CutOps kOps = {plain_maxima, plain_collect, plain_count, plain_add_lanes};
   return kOps;
 }
 

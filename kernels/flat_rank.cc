@@ -202,39 +202,6 @@ void RankScratch::reserve_flat(uint32_t block_total,
   }
 }
 
-// The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
-void RankScratch::reserve_best(uint32_t block_total,
-                               uint32_t run_total,
-                               uint32_t sentence_total,
-                               uint32_t k_dim,
-                               uint32_t row_count) {
-  room(query, size_t{row_count} * k_dim);
-  room(query_spread, size_t{row_count} * k_dim * kQuerySpread + 16);
-  room(query_steps, size_t{row_count} * k_dim);
-  room(logits, row_count * peak_stride(run_total, sentence_total) * kPeakTiles);
-  const size_t pages = (sentence_total + kPageSentences - 1) / kPageSentences;
-  room(best_pages, pages);
-  // A page may end in a group of tiles that is not full.
-  room(peaks, row_count * peak_stride(run_total, sentence_total));
-  room(member_masses, size_t{run_total} + kFlatRoom);
-  room(guesses, block_total);
-  room(others, block_total);
-  room(guess_logits, run_total);
-  room(candidate_logits, size_t{run_total} + kFlatRoom);
-  select.reserve(std::max<uint32_t>(block_total,
-                                    static_cast<uint32_t>(peak_stride(run_total, sentence_total))));
-  if (rows.size() < row_count) rows.resize(row_count);
-  if (results.size() < row_count) results.resize(row_count);
-  for (uint32_t i = 0; i < row_count; ++i) {
-    RankRow& row = rows[i];
-    room(row.scores, padded_to_16(block_total));
-    room(row.blocks, block_total);
-    room(row.block_sentences, block_total);
-    room(row.sentences, sentence_total);
-    room(row.normalisers, 1);
-  }
-}
-
 namespace {
 
 void rank_whole(const RankCall& call) {

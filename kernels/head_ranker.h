@@ -16,11 +16,12 @@ namespace skv {
 //         largest context.
 class HeadRanker {
  public:
-  // `queries`: fp32 [queries_per_kv_head][k_dim].
+  // `queries`: fp32 [queries_per_kv_head][k_dim]. `cut`: what follows.
   RankResult rank(const RankView& view,
                   const LayerDescriptor& layer,
                   const float* queries,
-                  const WindowShape& shape) {
+                  const WindowShape& shape,
+                  const CutOptions& cut) {
     RankQuery query;
     query.queries = queries;
     query.query_count = layer.queries_per_kv_head;
@@ -30,6 +31,7 @@ class HeadRanker {
     options.recent_blocks = shape.recent_blocks;
     options.coarse_blocks =
         shape.coarse_blocks > 0 ? shape.coarse_blocks : std::max(4 * shape.budget_blocks, 512U);
+    if (shape.scores == Scores::kRelative) options.best_blocks = std::max(cut.budget_blocks, 1U);
     return skv::rank(view, query, options, rank_scratch_);
   }
   ReadSet cut(const RankResult& ranked, const CutOptions& options) {

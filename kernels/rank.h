@@ -62,6 +62,7 @@ struct RankResult {
   // normaliser, are relative to the mass of what was ranked.
   float skipped_mass = 0.0F;
   bool full_scan = true;      // nothing was skipped
+  bool best_only = false;     // but not what best_blocks asks for
   uint32_t end_block = 0;     // of the view
   uint32_t sink_end = 0;      // blocks [0, sink_end) are sinks
   uint32_t recent_first = 0;  // blocks [recent_first, end_block) are recents
@@ -83,6 +84,8 @@ struct RankRow {
   bool full_scan = true;
 };
 
+struct RankCall;
+
 // Working memory of rank; grows to the largest context seen (reserve does it ahead), then allocates
 // no more. Contents between calls are unspecified, except that results point into it.
 class RankScratch {
@@ -96,8 +99,7 @@ class RankScratch {
                uint32_t rows = 1);
   void reserve_flat(
       uint32_t blocks, uint32_t runs, uint32_t queries, uint32_t k_dim, uint32_t rows);
-  void reserve_best(
-      uint32_t blocks, uint32_t runs, uint32_t sentences, uint32_t k_dim, uint32_t rows);
+  void reserve_best(const RankCall& call);
 
   // What follows is the kernels' own. Sentence arrays are padded to a multiple of 16; a query is
   // one of any row.
@@ -119,14 +121,19 @@ class RankScratch {
   std::vector<uint32_t> identity;         // 0, 1, 2, ..
   std::vector<uint32_t> block_sentences;  // of a flat kind, for all rows
   SelectScratch select;
-  // The best only. A page: what comes before it, and its runs.
-  struct BestPage {
-    uint32_t first_block;
-    uint32_t first_peak;
-    uint32_t run_count;
+  // The best only. Of one row, what may be among them.
+  struct BestList {
+    std::vector<uint32_t> blocks;  // ascending
+    std::vector<float> bounds;     // [block][run], no logit is above
+    std::vector<float> least;      // [block][run], no logit is below
+    uint32_t count = 0;
+    uint32_t limit = 0;  // above, it is looked through
+    // So many blocks as are asked for have at least the mass floor_mass * 2^floor_log2.
+    float floor_log2 = 0.0F;
+    float floor_mass = 1.0F;
+    bool is_lost = false;  // a full scan it is
   };
-  std::vector<BestPage> best_pages;
-  std::vector<float> peaks;             // [query][peak], then masses
+  std::vector<BestList> best;
   std::vector<float> member_masses;     // [block][run], then masses [block]
   std::vector<uint32_t> guesses;        // blocks
   std::vector<uint32_t> others;         // blocks

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/flat_pages.h"
 #include "kernels/rank.h"
 #include "kernels/rank_ops.h"
 #include "kernels/sketch.h"
@@ -17,12 +18,6 @@ template <typename T>
 T* room(std::vector<T>& memory, size_t count) {
   if (memory.size() < count) memory.resize(count);
   return memory.data();
-}
-
-// Room for the peaks of one query.
-constexpr size_t peak_stride(uint32_t run_count, uint32_t sentence_count) {
-  return run_count / kPeakTiles + (size_t{sentence_count} / kPageSentences + 1) * kTileRuns +
-         kFlatRoom;
 }
 
 // Of a vector with room for 16 more: where its first cache line begins. Loads of whole lines that
@@ -54,6 +49,10 @@ struct RankCall {
 // Flat kinds: scan, then one result per row in scratch.results.
 void rank_flat(const RankCall& call);
 
+// Room for the bounds of a page, of one query.
+constexpr size_t best_stride(const RankView& view) {
+  return FlatAreaLayout::runs_max(view.run_tokens) + 16;
+}
 // Whether only the best blocks are asked for, and it pays to look for them alone.
 bool wants_best(const RankCall& call);
 // One result per row in scratch.results. Returns a bit for each row whose result is not certain to

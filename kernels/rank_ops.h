@@ -77,7 +77,7 @@ struct FlatJob {
 
 inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
 inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
-inline constexpr uint32_t kFlatRoom = 256;     // logits behind the last of a query
+inline constexpr uint32_t kFlatRoom = 512;     // logits behind the last of a query: 16 blocks
 
 // Every 4 channels of a query as often as a vector of 16 lanes holds them.
 inline constexpr uint32_t kQuerySpread = 4;

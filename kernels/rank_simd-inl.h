@@ -142,7 +142,14 @@ HWY_INLINE IntVector pair_dot(IntVector acc, ShortVector a, ShortVector b) {
 #endif
 }
 
-// acc + the products of four unsigned bytes of `values` per lane with four signed ones of `steps`.
+// The four signed bytes at `steps` in every lane.
+HWY_INLINE IntVector quad_steps(const int8_t* steps) {
+  int32_t four = 0;
+  std::memcpy(&four, steps, sizeof four);
+  return hn::Set(Ints(), four);
+}
+// acc + the products of four unsigned bytes of `values` per lane with the four signed ones of
+// `steps`.
 HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, IntVector steps) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
   // Both from registers: with the steps from memory, it is slower.
@@ -158,11 +165,8 @@ HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, IntVector steps)
   return pair_dot(acc, hn::BitCast(ds, hn::ShiftRight<8>(bytes)), hn::ShiftRight<8>(signs));
 #endif
 }
-// The same four of every lane.
 HWY_INLINE IntVector quad_dot(IntVector acc, WordVector values, const int8_t* steps) {
-  int32_t four = 0;
-  std::memcpy(&four, steps, sizeof four);
-  return quad_dot(acc, values, hn::Set(Ints(), four));
+  return quad_dot(acc, values, quad_steps(steps));
 }
 
 // Lines that are asked for while `kLines` are read, from where they lie one after the other: memory

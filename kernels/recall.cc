@@ -12,7 +12,7 @@ RecallCounts RecallSampler::compare(const Ranking& of,
   whole.sink_blocks = of.shape.sink_blocks;
   whole.recent_blocks = of.shape.recent_blocks;
   whole.coarse_blocks = std::numeric_limits<uint32_t>::max();
-  const ReadSet all = full_.cut(full_.rank(of.view, of.layer, of.queries, whole), of.cut);
+  const ReadSet all = full_.cut(full_.rank(of.view, of.layer, of.queries, whole, of.cut), of.cut);
   RecallCounts counts{1, 0, 0};
   const uint32_t* chosen = read.blocks.data();
   const uint32_t* const chosen_end = chosen + read.blocks.size();

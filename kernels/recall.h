@@ -17,7 +17,7 @@ struct RecallCounts {
 // What the coarse stage costs in quality, seen while it works: once in a while ranks a (layer, kv
 // head) again, this time reading the runs of all its sentences, and compares the choices.
 //
-//   const RankResult ranked = ranker.rank(view, layer, queries, shape);
+//   const RankResult ranked = ranker.rank(view, layer, queries, shape, options);
 //   const ReadSet read = ranker.cut(ranked, options);
 //   if (recall.due(every, ranked)) {
 //     add(recall.compare({view, layer, queries, shape, options}, ranked, read));
@@ -32,7 +32,7 @@ class RecallSampler {
   // Whether this ranking is to be compared. Of those that left sentences out, one in `every` on
   // average, at irregular distances, so that the heads of a model all get their turn. 0: none.
   bool due(uint32_t every, const RankResult& ranked) {
-    if (every == 0 || ranked.full_scan) return false;
+    if (every == 0 || ranked.full_scan || ranked.best_only) return false;
     if (every != every_) {
       every_ = every;
       left_ = distance();

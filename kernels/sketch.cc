@@ -37,16 +37,11 @@ float float_up(double value) {
   return static_cast<double>(single) < value ? std::nextafter(single, HUGE_VALF) : single;
 }
 
+void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof value); }
+
 // Nearest even, held in -127..127.
 float steps_of(float value) {
   return (std::clamp(value, -127.0F, 127.0F) + kRoundMagic) - kRoundMagic;
-}
-
-void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof value); }
-uint16_t load_u16(const std::byte* at) {
-  uint16_t value = 0;
-  std::memcpy(&value, at, sizeof value);
-  return value;
 }
 
 }  // namespace
@@ -56,14 +51,13 @@ void append_sketch(
   const FloatEnvironment environment;
   const uint32_t lane = run % kTileRuns;
   std::byte* tile = sketch + size_t{run / kTileRuns} * at.tile_bytes();
-  std::byte* scale_at = sketch + at.scales() + size_t{run} * 2;
-  std::byte* residual_at = sketch + at.residuals() + size_t{run} * 2;
-  std::byte* length_at = sketch + at.lengths() + size_t{run} * 2;
+  std::byte* sides = sketch + at.sides() + size_t{run / kTileRuns} * SketchLayout::kSideBytes;
+  std::byte* scale_at = sides + SketchLayout::kScales + size_t{lane} * 2;
+  std::byte* residual_at = sides + SketchLayout::kResiduals + size_t{lane} * 2;
+  std::byte* length_at = sides + SketchLayout::kLengths + size_t{lane} * 2;
   if (lane == 0) {
     std::memset(tile, 128, at.tile_bytes());
-    for (std::byte* array : {scale_at, residual_at, length_at}) {
-      std::memset(array, 0, size_t{2} * kTileRuns);
-    }
+    std::memset(sides, 0, SketchLayout::kSideBytes);
   }
   uint16_t halves[kHeadDimMax];
   std::memcpy(halves, values, size_t{2} * at.k_dim);
@@ -147,12 +141,6 @@ void bounds(const SketchJob& job) {
   for (uint32_t query = 0; query < job.query_count; ++query) {
     const int8_t* steps = job.steps + size_t{query} * job.at.k_dim;
     const SketchQuery& of = job.queries[query];
-    float* peaks = job.peaks + query * job.peak_stride;
-    float* all = job.bounds + query * job.peak_stride * kPeakTiles;
-    constexpr uint32_t kPeakRuns = kPeakTiles * kTileRuns;
-    const uint32_t groups = (job.run_count + kPeakRuns - 1) / kPeakRuns;
-    std::fill_n(peaks, groups * kTileRuns, kLogitNone);
-    std::fill_n(all, groups * kPeakRuns, kLogitNone);
     for (uint32_t run = 0; run < job.run_count; ++run) {
       const std::byte* tile = job.sketch + size_t{run / kTileRuns} * job.at.tile_bytes();
       int32_t sum = of.offset;
@@ -160,16 +148,11 @@ void bounds(const SketchJob& job) {
         sum += steps[d] *
                static_cast<int>(tile[(size_t{d / 4} * kTileRuns + run % kTileRuns) * 4 + d % 4]);
       }
-      const auto at = [&](uint32_t array) {
-        return bfloat_to_float(load_u16(job.sketch + array + size_t{run} * 2));
-      };
-      const float error =
-          std::fma(at(job.at.lengths()), of.error, at(job.at.residuals()) * of.length);
-      const float bound = std::fma(static_cast<float>(sum), at(job.at.scales()) * of.step, error);
-      const uint32_t peak_index = run / kPeakRuns * kTileRuns + run % kTileRuns;
-      all[peak_index * kPeakTiles + run / kTileRuns % kPeakTiles] = bound;
-      float& peak = peaks[peak_index];
-      peak = std::max(peak, bound);
+      const auto side = [&](uint32_t which) { return side_of_run(job.sketch, job.at, run, which); };
+      const float error = std::fma(side(SketchLayout::kLengths), of.error,
+                                   side(SketchLayout::kResiduals) * of.length);
+      job.bounds[query * job.stride + run] =
+          std::fma(static_cast<float>(sum), side(SketchLayout::kScales) * of.step, error);
     }
   }
 }

@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
+#include "ipc/layout/half.h"
 #include "ipc/layout/vectors.h"
+#include "kernels/rank_math.h"
 #include "kernels/rank_pages.h"
 
 namespace skv {
@@ -19,10 +23,9 @@ namespace skv {
 // for the fp32 numbers, not only for the real ones.
 //
 // Of one (layer, kv head) of a page, from FlatAreaLayout::sketch:
-//   tiles      [d / 4][16][4] of n + 128, as the tiles of the vectors
-//   scales     bf16 [runs_max]
-//   residuals  bf16 [runs_max]: |x - x'|, rounded up
-//   lengths    bf16 [runs_max]: |x'|, rounded up
+//   tiles   [d / 4][16][4] of n + 128, as the tiles of kInt8
+//   sides   of each tile: bf16 scales [16], residuals [16]: |x - x'|, rounded up, lengths [16]:
+//           |x'|, rounded up
 // A vector beyond all measure, or none, has scale 0; one that is not finite has all of them 0, as
 // its logit never counts.
 struct SketchLayout {
@@ -30,9 +33,11 @@ struct SketchLayout {
   uint32_t runs_max;
 
   constexpr uint32_t tile_bytes() const { return kTileRuns * k_dim; }
-  constexpr uint32_t scales() const { return k_dim * runs_max; }
-  constexpr uint32_t residuals() const { return scales() + 2 * runs_max; }
-  constexpr uint32_t lengths() const { return residuals() + 2 * runs_max; }
+  constexpr uint32_t sides() const { return k_dim * runs_max; }
+  static constexpr uint32_t kSideBytes = 6 * kTileRuns;  // of a tile
+  static constexpr uint32_t kScales = 0;
+  static constexpr uint32_t kResiduals = 2 * kTileRuns;
+  static constexpr uint32_t kLengths = 4 * kTileRuns;
   static constexpr uint32_t bytes(uint32_t k_dim, uint32_t runs_max) {
     return (k_dim + 6) * runs_max;
   }
@@ -52,21 +57,42 @@ struct SketchQuery {
 // Takes apart a query that is already scaled. False: not finite, zero or beyond all measure.
 bool sketch_query(const float* query, uint32_t k_dim, int8_t* steps, SketchQuery& to);
 
-// All runs of one page's sketch against all queries. A peak is the largest bound of a lane in
-// kPeakTiles tiles, so that hardly any run has to be looked at again; the bounds of such a lane lie
-// beside each other. Where there is no run, both are kLogitNone.
-inline constexpr uint32_t kPeakTiles = 4;
+// All runs of one page's sketch against all queries.
 struct SketchJob {
   const std::byte* sketch = nullptr;
+  const std::byte* next = nullptr;  // what is read after it: asked for on the way
   SketchLayout at{};
   uint32_t run_count = 0;
   const int8_t* steps = nullptr;  // [query][k_dim]
   const SketchQuery* queries = nullptr;
   uint32_t query_count = 0;
-  size_t peak_stride = 0;   // from query to query
-  float* peaks = nullptr;   // of the page: [group of tiles][16]
-  float* bounds = nullptr;  // [query][group of tiles][16][kPeakTiles]
+  size_t stride = 0;        // of the bounds, from query to query
+  float* bounds = nullptr;  // [query][run]; up to 15 behind the last are written too
 };
+// What a side of one run says.
+inline float side_of_run(const std::byte* sketch,
+                         const SketchLayout& at,
+                         uint32_t run,
+                         uint32_t side) {
+  uint16_t value = 0;
+  std::memcpy(&value,
+              sketch + at.sides() + size_t{run / kTileRuns} * SketchLayout::kSideBytes + side +
+                  size_t{run % kTileRuns} * 2,
+              sizeof value);
+  return bfloat_to_float(value);
+}
+// What no logit of a run is below where `bound` is what none is above; kLogitNone of a run that
+// never counts. The factors of SketchQuery leave room for what is rounded here too.
+inline float least_logit(const std::byte* sketch,
+                         const SketchLayout& at,
+                         uint32_t run,
+                         const SketchQuery& query,
+                         float bound) {
+  const float residual = side_of_run(sketch, at, run, SketchLayout::kResiduals);
+  const float error =
+      side_of_run(sketch, at, run, SketchLayout::kLengths) * query.error + residual * query.length;
+  return residual == 0.0F ? kLogitNone : std::max(bound - 2.0F * error, kLogitNone);
+}
 
 // Pieces of tiles (kernels/flat_pages.h) against one query.
 struct PieceJob {

@@ -58,114 +58,113 @@ void measure(SketchRun& run) {
   }
 }
 
-// Queries that are summed at once, as in flat_simd.cc.
-constexpr size_t kQueriesAtOnce = kLanes == 16 ? 8 : 2;
-
-// Sums of kQueries queries over one tile, [query][part]: two each of a few queries, which would
-// wait for one.
-template <size_t kQueries>
+// Sums, [query][tile][part]: several each where few would wait for one.
+template <size_t kQueries, size_t kTiles>
 HWY_INLINE void sums_of(const SketchJob& job,
                         const std::byte* tile,
                         const std::byte* ahead,
                         size_t first_query,
                         IntVector* sums) {
-  constexpr size_t kEach = 2;
+  constexpr size_t kSums = kQueries * kTiles * kParts;
+  constexpr size_t kEach = kSums < 4 ? 2 : 1;
   const Ints di;
   const size_t k_dim = job.at.k_dim;
+  const size_t tile_bytes = job.at.tile_bytes();
   const int8_t* steps = job.steps + first_query * k_dim;
-  IntVector acc[kEach * kQueries * kParts];
+  IntVector acc[kEach * kSums];
   SKV_EACH_OF(q, kQueries) {
-    SKV_EACH_OF(i, kEach * kParts) {
-      acc[q * kEach * kParts + i] =
-          i % kEach == 0 ? hn::Set(di, job.queries[first_query + q].offset) : hn::Zero(di);
-    }
+    const auto offset = hn::Set(di, job.queries[first_query + q].offset);
+    SKV_EACH_OF(i, kTiles * kParts) acc[q * kTiles * kParts + i] = offset;
+  }
+  if constexpr (kEach == 2) {
+    SKV_EACH_OF(i, kSums) acc[kSums + i] = hn::Zero(di);
   }
   for (size_t d = 0; d < k_dim; d += 8) {
-    prefetch_lines<2>(ahead, d * 16);
+    prefetch_lines<2 * kTiles>(ahead, d * 16 * kTiles);
     SKV_EACH_OF(half, 2) {
-      SKV_EACH_OF(part, kParts) {
-        const auto values = load_words(tile + d * 16 + half * 64 + part * kLanes * 4);
-        SKV_EACH_OF(q, kQueries) {
-          auto& sum = acc[kEach * (q * kParts + part) + half % kEach];
-          sum = quad_dot(sum, values, steps + q * k_dim + d + 4 * half);
+      WordVector values[kTiles * kParts];
+      SKV_EACH_OF(i, kTiles * kParts) {
+        values[i] = load_words(tile + i / kParts * tile_bytes + d * 16 + half * 64 +
+                               i % kParts * kLanes * 4);
+      }
+      SKV_EACH_OF(q, kQueries) {
+        const auto four = quad_steps(steps + q * k_dim + d + 4 * half);
+        SKV_EACH_OF(i, kTiles * kParts) {
+          auto& sum = acc[half % kEach * kSums + q * kTiles * kParts + i];
+          sum = quad_dot(sum, values[i], four);
         }
       }
     }
   }
-  SKV_EACH_OF(i, kQueries * kParts) {
-    sums[i] = acc[kEach * i];
-    if constexpr (kEach == 2) sums[i] = hn::Add(sums[i], acc[kEach * i + 1]);
+  SKV_EACH_OF(i, kSums) {
+    sums[i] = acc[i];
+    if constexpr (kEach == 2) sums[i] = hn::Add(sums[i], acc[kSums + i]);
   }
 }
 
-template <size_t kQueries>
-HWY_NOINLINE void bounds_tile(const SketchJob& job,
-                              size_t tile_index,
-                              const std::byte* ahead,
-                              size_t first_query) {
+template <size_t kQueries, size_t kTiles>
+HWY_NOINLINE void bounds_of(const SketchJob& job,
+                            size_t first_tile,
+                            const std::byte* ahead,
+                            size_t first_query) {
   const Floats df;
-  const std::byte* tile = job.sketch + tile_index * job.at.tile_bytes();
-  IntVector sums[kQueries * kParts];
-  sums_of<kQueries>(job, tile, ahead, first_query, sums);
-  SKV_EACH_OF(part, kParts) {
-    const size_t run = tile_index * kTileRuns + part * kLanes;
-    const auto scale = bfloats(job.sketch + job.at.scales() + run * 2);
-    const auto residual = bfloats(job.sketch + job.at.residuals() + run * 2);
-    const auto length = bfloats(job.sketch + job.at.lengths() + run * 2);
+  const std::byte* tile = job.sketch + first_tile * job.at.tile_bytes();
+  const std::byte* tile_sides = job.sketch + job.at.sides() + first_tile * SketchLayout::kSideBytes;
+  float* bounds = job.bounds + first_query * job.stride + first_tile * kTileRuns;
+  IntVector sums[kQueries * kTiles * kParts];
+  sums_of<kQueries, kTiles>(job, tile, ahead, first_query, sums);
+  SKV_EACH_OF(i, kTiles * kParts) {
+    const std::byte* sides =
+        tile_sides + i / kParts * SketchLayout::kSideBytes + i % kParts * kLanes * 2;
+    const auto scale = bfloats(sides + SketchLayout::kScales);
+    const auto residual = bfloats(sides + SketchLayout::kResiduals);
+    const auto length = bfloats(sides + SketchLayout::kLengths);
     SKV_EACH_OF(q, kQueries) {
       const SketchQuery& of = job.queries[first_query + q];
       const auto error =
           hn::MulAdd(length, hn::Set(df, of.error), hn::Mul(residual, hn::Set(df, of.length)));
-      const auto sum = hn::ConvertTo(df, sums[q * kParts + part]);
+      const auto sum = hn::ConvertTo(df, sums[q * kTiles * kParts + i]);
       const auto bound = hn::MulAdd(sum, hn::Mul(scale, hn::Set(df, of.step)), error);
-      float* rows = job.bounds + (first_query + q) * job.peak_stride * kPeakTiles;
-      hn::StoreU(bound, df, rows + run);
+      hn::StoreU(bound, df, bounds + q * job.stride + i * kLanes);
     }
   }
 }
 
-// Of kPeakTiles tiles whose bounds lie row after row: their peaks, and the bounds lane after lane.
-void finish_group(const SketchJob& job, size_t group) {
-  static_assert(kPeakTiles == 4, "of StoreInterleaved4");
-  const Floats df;
-  const auto none = hn::Set(df, kLogitNone);
-  for (size_t q = 0; q < job.query_count; ++q) {
-    const size_t peak = q * job.peak_stride + group * kTileRuns;
-    float* bounds = job.bounds + peak * kPeakTiles;
-    FloatVector rows[4 * kParts];
-    SKV_EACH_OF(i, 4 * kParts) {
-      const size_t run = group * kPeakTiles * kTileRuns + i * kLanes;
-      rows[i] =
-          hn::IfThenElse(first_lanes(job.run_count, run), hn::LoadU(df, bounds + i * kLanes), none);
-    }
-    SKV_EACH_OF(part, kParts) {
-      const auto a = rows[part];
-      const auto b = rows[kParts + part];
-      const auto c = rows[2 * kParts + part];
-      const auto d = rows[3 * kParts + part];
-      hn::StoreU(hn::Max(hn::Max(a, b), hn::Max(c, d)), df, job.peaks + peak + part * kLanes);
-      hn::StoreInterleaved4(a, b, c, d, df, bounds + part * kLanes * 4);
-    }
+// Some tiles for all queries, while they are in the nearest cache.
+template <size_t kTiles>
+HWY_INLINE void bounds_of_all(const SketchJob& job, size_t tile, const std::byte* ahead) {
+  size_t q = 0;
+  const auto next = [&](size_t queries) {
+    q += queries;
+    ahead = nullptr;
+  };
+  if constexpr (kLanes == 16) {
+    for (; q + 8 <= job.query_count; next(8)) bounds_of<8, kTiles>(job, tile, ahead, q);
+    for (; q + 4 <= job.query_count; next(4)) bounds_of<4, kTiles>(job, tile, ahead, q);
   }
+  for (; q + 2 <= job.query_count; next(2)) bounds_of<2, kTiles>(job, tile, ahead, q);
+  if (q < job.query_count) bounds_of<1, kTiles>(job, tile, ahead, q);
 }
 
-// Tile by tile, which stays in the nearest cache while all queries pass over it.
+// Arguments are passed in registers: read back from memory that was just written, they would wait
+// for the lines of the tile before.
 void bounds(const SketchJob& job) {
+  constexpr size_t kTilesAtOnce = 2;
+  constexpr size_t kAhead = 8192;
+  const size_t tile_bytes = job.at.tile_bytes();
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
-  for (size_t tile = 0; tile < tile_count; ++tile) {
-    const std::byte* ahead = ahead_of(job.sketch + tile * job.at.tile_bytes(), job.query_count);
-    size_t q = 0;
-    if constexpr (kQueriesAtOnce == 8) {
-      for (; q + 8 <= job.query_count; q += 8) {
-        bounds_tile<8>(job, tile, q == 0 ? ahead : nullptr, q);
-      }
-      for (; q + 4 <= job.query_count; q += 4) bounds_tile<4>(job, tile, nullptr, q);
+  const size_t end = tile_count * tile_bytes;
+  const std::byte* next = job.next == nullptr ? job.sketch : job.next;
+  size_t tile = 0;
+  // A few queries keep up with what the CPU asks for by itself, which is fastest in order.
+  if (kLanes == 16 && job.query_count >= 4) {
+    for (; tile + kTilesAtOnce <= tile_count; tile += kTilesAtOnce) {
+      const size_t ahead = tile * tile_bytes + kAhead;
+      bounds_of_all<kTilesAtOnce>(job, tile,
+                                  ahead < end ? job.sketch + ahead : next + (ahead - end));
     }
-    for (; q + 2 <= job.query_count; q += 2) bounds_tile<2>(job, tile, nullptr, q);
-    if (q < job.query_count) bounds_tile<1>(job, tile, nullptr, q);
-    if ((tile + 1) % kPeakTiles == 0 || tile + 1 == tile_count)
-      finish_group(job, tile / kPeakTiles);
   }
+  for (; tile < tile_count; ++tile) bounds_of_all<1>(job, tile, nullptr);
 }
 
 // Pieces lie far from each other: those that come next are asked for while one is read.

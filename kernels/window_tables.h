@@ -11,6 +11,10 @@
 
 namespace skv {
 
+// Of shares, or relative to what was ranked (RankOptions::best_blocks). Values as ScoresKind on the
+// wire.
+enum class Scores : uint8_t { kShares = 0, kRelative = 1 };
+
 // What a window was opened with. Blocks per (layer, kv head).
 struct WindowShape {
   uint32_t budget_blocks = 0;
@@ -23,6 +27,7 @@ struct WindowShape {
   // Of each (layer, kv head), layer by layer, at most budget_blocks; empty: all have that.
   std::vector<uint32_t> head_budgets = {};
   float query_cosine = 0.0F;  // kernels/kept_reads.h; 0: every prefetch ranks
+  Scores scores = Scores::kShares;
 
   // `resident_set`: WindowLayout::resident_set(layer, head).
   CutOptions cut_options(uint32_t resident_set) const {

@@ -205,11 +205,11 @@ void PrefetchRunner::rank_head(Prefetch& prefetch) {
     return;
   }
   const RankView view = feed.view(layer_index, kv_head, prefetch.sentence_count);
-  const RankResult ranked = ranker_.rank(view, layer, queries.data(), shape);
+  const CutOptions options = shape.cut_options(head);
+  const RankResult ranked = ranker_.rank(view, layer, queries.data(), shape, options);
   const uint64_t ranked_ns = hooks_.now_ns();
   // Arrives during the cut; ranking would have driven it out of the caches.
   if (!window.slots_in_host()) window.resident(layer_index, kv_head).warm();
-  const CutOptions options = shape.cut_options(head);
   const ReadSet read = ranker_.cut(ranked, options);
   const uint64_t cut_ns = hooks_.now_ns();
   prefetch.rank_ns += ranked_ns - start_ns;
@@ -530,6 +530,8 @@ void PrefetchRunner::take_out_absent(Prefetch& prefetch, HeadPlan& plan) {
     plan.origins[kept] = plan.origins[i];
     ++kept;
   }
+  // Relative scores may say more than there is.
+  plan.unread_mass = std::min(plan.unread_mass, 1.0F);
   plan.resize(kept);
 }
 

@@ -255,6 +255,12 @@ TEST_F(ServerTest, FieldsAreChecked) {
           "query_cosine is nan");
   refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, 0, {}, 1.5F}, kBad,
           "query_cosine is 1.5");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, 0, {}, 0, 2}, kBad,
+          "scores is 2");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 0, 0, 0, 0.5F, {}, 0, 1}, kBad,
+          "with scores 1 (relative)");
+  refused(Verb::kWindowOpen, WindowOpen{context, 1, 0, 0, 1, 1, 0, 0, 0, {}, 0, 1}, kBad,
+          "cut is 1 with scores 1 (relative)");
   refused(Verb::kWindowFill, WindowFill{12345, 1, 1, 0, {0}, {0}}, ErrorCode::kUnknownHandle,
           "window 12345");
   refused(Verb::kFlush, Flush{9}, ErrorCode::kUnsupported, "level 9");

@@ -29,7 +29,8 @@ class Recall : public testing::Test {
  protected:
   ReadSet choose(uint32_t coarse_blocks) {
     window_.coarse_blocks = coarse_blocks;
-    ranked_ = ranker_.rank(context_.view(), layer_, queries_.data(), window_);
+    ranked_ =
+        ranker_.rank(context_.view(), layer_, queries_.data(), window_, window_.cut_options(0));
     return ranker_.cut(ranked_, window_.cut_options(0));
   }
   std::set<uint32_t> chosen(const ReadSet& read) const {

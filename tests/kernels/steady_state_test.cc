@@ -34,6 +34,37 @@ namespace {
 using synthetic::Context;
 using synthetic::Shape;
 
+// Goal: where only the best blocks are asked for, neither a list that grows nor a row that has to
+// be scanned whole after all allocates.
+TEST(SteadyState, TheBestBlocksAllocateNothing) {
+  for (const IndexKind kind : {IndexKind::kFp16, IndexKind::kBf16, IndexKind::kKeys}) {
+    Shape shape;
+    shape.kind = kind;
+    const Context context = synthetic::random_context(shape, 200, 1);
+    const RankView view = context.view();
+    RankScratch scratch;
+    RankOptions options;
+    options.best_blocks = 32;
+    uint32_t whole = 0;
+    uint64_t before = 0;
+    for (uint64_t step = 1; step <= 20; ++step) {
+      std::vector<float> queries = synthetic::random_queries(3, shape.k_dim, step);
+      // Every row in its turn is one that no bound is certain of; in the first step none is.
+      if (step % 2 == 0) queries[step / 2 % 3 * shape.k_dim] = 1e30F;
+      if (step > 1) before = allocation_count.load();
+      const auto results = rank_rows(view, {queries.data(), 1, 0.125F, 3}, options, scratch);
+      if (step > 1) {
+        EXPECT_EQ(allocation_count.load(), before);
+      }
+      for (const RankResult& result : results) whole += result.full_scan ? 1 : 0;
+      if (step == 1) {
+        EXPECT_LT(whole, 3U);
+      }
+    }
+    EXPECT_GE(whole, 10U);
+  }
+}
+
 // Goal: a decode step allocates nothing, for one row or several, whatever the index.
 // Method: count operator new over rank, cut and difference, after one round and reserve.
 TEST(SteadyState, NothingIsAllocated) {

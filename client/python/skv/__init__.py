@@ -18,8 +18,8 @@ from ._errors import (BusyError, CancelledError, CorruptError, DeniedError, Disc
 from ._session import Memory, Model, Session, StridedKv, Ticket
 from ._types import (AppendResult, Cold, ContextInfo, Cut, Dtype, FlushLevel, IndexKind, KState,
                      Layer, LayerClass, LoadResult, Match, MatchResult, ModelDescriptor, ModelInfo,
-                     Origin, PrefetchResult, Put, RankIn, RotaryPairing, RotaryTable, SessionInfo,
-                     StatKind)
+                     Origin, PrefetchResult, Put, RankIn, RotaryPairing, RotaryTable, Scores,
+                     SessionInfo, StatKind)
 from ._window import Lease, Table, Window, prefetch_rows
 
 __version__: str = _lib.skv_version().decode()

@@ -114,7 +114,7 @@ class WindowOptions(Struct):
                 ("recent_blocks", c_uint32), ("resident_blocks", c_uint32), ("cut", c_uint32),
                 ("coarse_blocks", c_uint32), ("rank_in", c_uint32), ("mass", c_float),
                 ("head_budget_count", c_uint32), ("head_budgets", ctypes.POINTER(c_uint32)),
-                ("query_cosine", c_float)]
+                ("query_cosine", c_float), ("scores", c_uint32)]
 
 
 class WindowInfo(Struct):

@@ -13,7 +13,7 @@ from ._arrays import as_u32
 from ._handle import Handle
 from ._session import Memory, Model, StridedKv, Ticket
 from ._types import (AppendResult, ContextInfo, Cut, LoadResult, Match, MatchResult, RankIn,
-                     from_struct)
+                     Scores, from_struct)
 from ._window import Lease, Window
 
 
@@ -140,20 +140,22 @@ class Context(Handle):
     def window(self, budget_blocks: int, *, sink_blocks: int = 0, recent_blocks: int = 0,
                resident_blocks: int = 0, cut: Cut = Cut.BLOCK, coarse_blocks: int = 0,
                rank_in: RankIn = RankIn.AUTO, mass: float = 0.0,
-               head_budgets: Optional[Sequence[int]] = None, query_cosine: float = 0.0) -> Window:
+               head_budgets: Optional[Sequence[int]] = None, query_cosine: float = 0.0,
+               scores: Scores = Scores.SHARES) -> Window:
         """A working set of so many blocks per (layer, kv head). resident_blocks 0: 2.5 times the sum
         of the others. rank_in AUTO: in the client where windows read host memory in place. mass
         above 0: no more ranked blocks than bring the estimated share of attention to that.
         head_budgets: ranked blocks of each (layer, kv head), layer by layer, at most
         budget_blocks. query_cosine above 0: on-change mode, a (layer, kv head) is not ranked while
-        its queries are that close to those that it was ranked by and no sentence was added."""
+        its queries are that close to those that it was ranked by and no sentence was added. scores
+        RELATIVE: the same blocks, found with less reading, and no unread_mass."""
         budgets = as_u32([] if head_budgets is None else head_budgets, "head_budgets")
         options = _abi.WindowOptions(
             budget_blocks=budget_blocks, sink_blocks=sink_blocks, recent_blocks=recent_blocks,
             resident_blocks=resident_blocks, cut=int(cut), coarse_blocks=coarse_blocks,
             rank_in=int(rank_in), mass=mass, head_budget_count=budgets.size,
             head_budgets=budgets.ctypes.data_as(ctypes.POINTER(ctypes.c_uint32))
-            if budgets.size else None, query_cosine=query_cosine)
+            if budgets.size else None, query_cosine=query_cosine, scores=int(scores))
         handle = ctypes.c_void_p()
         check(lib.skv_window_open(self._handle, ctypes.byref(options), ctypes.byref(handle)))
         return Window(self, handle)

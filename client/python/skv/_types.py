@@ -92,6 +92,14 @@ class RankIn(enum.IntEnum):
     DAEMON = 2
 
 
+class Scores(enum.IntEnum):
+    """What a window's scores are of. RELATIVE: the same blocks, found with less reading where the
+    index is FP16, BF16 or KEYS and a kv head has one query; unread_mass is 1 then, not known."""
+
+    SHARES = 0
+    RELATIVE = 1
+
+
 class Cold(enum.IntEnum):
     """What a prefetch does about bytes that are on NVMe only."""
 

@@ -128,6 +128,41 @@ class RankInTest(unittest.TestCase):
         heads = LAYERS * HEADS
         self.assertEqual(ranked, [heads, 0, heads, 0, heads])
 
+    def test_relative_scores(self) -> None:
+        """The blocks of a window with shares; only where they are found otherwise, no mass."""
+        daemon = self.start(device="none")
+        options = dict(sink_blocks=1, recent_blocks=2)
+        relative = dict(options, scores=skv.Scores.RELATIVE)
+        for index, queries, is_relative in (
+                (skv.IndexKind.FP16, 1, True), (skv.IndexKind.BF16, 1, True),
+                (skv.IndexKind.FP16, 2, False), (skv.IndexKind.MEAN_SPREAD_RUNS, 1, False)):
+            engine = self.engine(daemon, f"relative {index} {queries}", tokens=3000, index=index,
+                                 queries=queries)
+            engine.put()
+            shares = engine.context.window(10, **options)
+            here = engine.context.window(10, rank_in=skv.RankIn.CLIENT, **relative)
+            there = engine.context.window(10, rank_in=skv.RankIn.DAEMON, **relative)
+            for seed, result in enumerate(self.same(engine, here, there, range(4))):
+                wanted = shares.prefetch(engine.query(seed))
+                self.assertEqual(result.unread_mass, 1.0 if is_relative else wanted.unread_mass)
+                self.assertLess(wanted.unread_mass, 1.0)
+                shares.readers_done(wanted.version)
+            for layer in range(LAYERS):
+                table, other = shares.table(layer), there.table(layer)
+                np.testing.assert_array_equal(table.indptr, other.indptr)
+                np.testing.assert_array_equal(table.block, other.block)
+                np.testing.assert_array_equal(table.sentence, other.sentence)
+                for head in range(HEADS):
+                    mine = slice(table.indptr[head], table.indptr[head + 1])
+                    factor = other.score[mine] / table.score[mine]
+                    np.testing.assert_allclose(factor, factor[0], rtol=1e-5)
+                    self.assertEqual(bool(factor[0] > 1.01), is_relative)
+        for wrong, what in ((dict(mass=0.5), r"mass is 0\.5.* with scores 1"),
+                            (dict(cut=skv.Cut.SENTENCE), "cut is 1 with scores 1"),
+                            (dict(scores=2), "scores is 2")):
+            with self.assertRaisesRegex(skv.InvalidArgumentError, what):
+                engine.context.window(10, **dict(relative, **wrong))
+
     def test_a_context_that_grows_and_shares(self) -> None:
         daemon = self.start(device="none")
         engine = self.engine(daemon, "grows", tokens=6000)

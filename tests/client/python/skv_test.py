@@ -19,8 +19,9 @@ from daemon import Daemon
 LAYERS, HEADS, DIM, QUERIES, BLOCK = 3, 2, 32, 2, 8
 
 
-def descriptor(name: str, dtype: skv.Dtype = skv.Dtype.FP32) -> skv.ModelDescriptor:
-    layer = skv.Layer(HEADS, QUERIES, DIM, rotary_index=0)
+def descriptor(name: str, dtype: skv.Dtype = skv.Dtype.FP32,
+               queries: int = QUERIES) -> skv.ModelDescriptor:
+    layer = skv.Layer(HEADS, queries, DIM, rotary_index=0)
     return skv.ModelDescriptor(name, dtype, [layer] * LAYERS,
                                rotary_tables=[skv.RotaryTable(DIM, np.ones(DIM // 2))])
 
@@ -30,9 +31,11 @@ class Engine:
 
     def __init__(self, socket: str, name: str, tokens: int = 200, seed: int = 1,
                  dtype: skv.Dtype = skv.Dtype.FP32,
-                 index: skv.IndexKind = skv.IndexKind.MEAN_SPREAD_RUNS) -> None:
+                 index: skv.IndexKind = skv.IndexKind.MEAN_SPREAD_RUNS,
+                 queries: int = QUERIES) -> None:
         self.session = skv.Session(socket, client_name=name)
-        self.model = self.session.model(descriptor(name, dtype))
+        self.queries = queries
+        self.model = self.session.model(descriptor(name, dtype, queries))
         self.context = self.model.context(index)
         random = np.random.default_rng(seed)
         self.tokens = random.integers(0, 50_000, tokens)
@@ -58,7 +61,7 @@ class Engine:
 
     def query(self, seed: int = 7) -> np.ndarray:
         random = np.random.default_rng(seed)
-        return random.standard_normal((LAYERS, HEADS * QUERIES, DIM)).astype(np.float32)
+        return random.standard_normal((LAYERS, HEADS * self.queries, DIM)).astype(np.float32)
 
     def covered(self) -> int:
         return int(self.blocks.sum()) * BLOCK
