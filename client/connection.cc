@@ -359,6 +359,11 @@ void Connection::undo(const Operation& late) {
         post(Verb::kWindowClose, WindowClose{opened.value().window});
       }
       break;
+    case Verb::kLeaseMapOpen:
+      if (auto opened = decode_body<LeaseMapOpenReply>(body); opened.ok()) {
+        post(Verb::kLeaseMapClose, LeaseMapClose{opened.value().map});
+      }
+      break;
     case Verb::kChannelOpen:
       if (auto opened = decode_body<ChannelOpenReply>(body); opened.ok()) {
         post(Verb::kChannelClose, ChannelClose{opened.value().channel});

@@ -247,12 +247,32 @@ Result<void> Context::close() {
   const Deadline deadline = session()->call_deadline();
   const std::lock_guard lock(mutex_);
   unsettled_.reset();
+  lease_map_ = nullptr;  // leases by it keep it
   const std::shared_ptr<Connection> connection = session()->last_connection();
   if (!connection->alive() || serial_ != connection->serial()) return {};
   const Result<Empty> reply =
       connection->call<Empty>(Verb::kContextClose, ContextClose{id_}, deadline);
   if (!reply.ok() && reply.error().code != ErrorCode::kDisconnected) return reply.error();
   return {};
+}
+
+Context::InPlace Context::in_place(uint32_t first, uint32_t count, Deadline deadline) {
+  const std::shared_ptr<Connection> connection = session()->last_connection();
+  if (!connection->in_own_process() || connection->peer_gone()) return {};
+  const std::lock_guard lock(mutex_);
+  if (closed_ || unsettled_ || unacknowledged_ || serial_ != connection->serial() ||
+      first > blocks_.size() || count > blocks_.size() - first) {
+    return {};
+  }
+  if (lease_map_serial_ != serial_) {
+    lease_map_serial_ = serial_;  // asked once: without a map, messages do
+    lease_map_ = nullptr;
+    auto opened = LeaseMap::open(connection, id_, model_->layout().chunk_count(), deadline);
+    if (opened.ok()) lease_map_ = std::move(opened).value();
+  }
+  if (!lease_map_) return {};
+  const auto begin = blocks_.begin() + first;
+  return {lease_map_, {begin, begin + count}};
 }
 
 void Context::note_stored() { stored_ = true; }

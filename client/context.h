@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "client/lease_map.h"
 #include "client/model.h"
 #include "client/session.h"
 #include "ipc/messages.h"
@@ -80,6 +81,15 @@ class Context : public Object {
   Known acknowledge();
   std::vector<uint32_t> sentences(uint32_t first, uint32_t count_max);
 
+  // For leases without a message on these sentences. Opens the map with the first use on a
+  // connection. Null where the daemon has to be asked: it knows nothing of the context yet, gives
+  // no map, or is gone; and where a request has something to say (sentences that are not closed).
+  struct InPlace {
+    std::shared_ptr<LeaseMap> map;
+    std::vector<uint32_t> blocks;  // of each sentence
+  };
+  InPlace in_place(uint32_t first, uint32_t count, Deadline deadline);
+
   const std::shared_ptr<Model>& model() const { return model_; }
   const std::shared_ptr<Session>& session() const { return model_->session(); }
   const IndexDescriptor& index() const { return index_; }
@@ -124,6 +134,8 @@ class Context : public Object {
     ContextAppend piece;
   };
   std::optional<Unsettled> unsettled_;
+  std::shared_ptr<LeaseMap> lease_map_;
+  uint64_t lease_map_serial_ = 0;  // of the connection that was asked for it
 };
 
 }  // namespace skv::client

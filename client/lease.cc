@@ -17,6 +17,7 @@ Lease::Lease(std::shared_ptr<Context> context)
     : Object(context->owner), context_(std::move(context)) {}
 
 Lease::~Lease() {
+  give_back_in_place();
   if (!connection_ || !connection_->alive() || !connection_->in_own_process()) return;
   for (const uint64_t lease : leases_) connection_->post(Verb::kRelease, Release{lease});
 }
@@ -38,40 +39,72 @@ Result<std::shared_ptr<Lease>> Lease::open(const std::shared_ptr<Context>& conte
   lease->layers_ = LayerRange{range.first_layer, range.layer_count};
   lease->first_chunk_ = layout.chunk_of(range.first_layer);
   lease->chunk_count_ = layout.chunk_of(lease->layers_.end() - 1) - lease->first_chunk_ + 1;
-  const uint32_t step = std::max(1U, kExtentsPerMessage / lease->chunk_count_);
+  if (!lease->take_in_place(range, deadline, loaded)) {
+    SKV_CHECK_OK(lease->ask(range, deadline, loaded));
+  }
+  SKV_CHECK_OK(lease->check_extents());
+  return lease;
+}
+
+bool Lease::take_in_place(const Load& range, Deadline deadline, skv_load_result& loaded) {
+  Context::InPlace place = context_->in_place(range.first_sentence, range.sentence_count, deadline);
+  if (!place.map) return false;
+  const Result<std::shared_ptr<MappedMemory>> host = place.map->connection()->host();
+  in_place_ = {range.first_sentence, range.sentence_count, first_chunk_, chunk_count_};
+  if (!host.ok() || !place.map->take(in_place_, extents_)) return false;
+  map_ = std::move(place.map);
+  connection_ = map_->connection();
+  host_ = host.value();
+  blocks_ = std::move(place.blocks);
+  loaded.host_chunks += static_cast<uint32_t>(extents_.size());
+  const BodyLayout& layout = context_->model()->layout();
+  uint64_t block_bytes = 0;  // of one block of every head and layer
+  for (uint32_t layer = layers_.first; layer < layers_.end(); ++layer) {
+    block_bytes += uint64_t{layout.kv_heads(layer)} * layout.block_bytes(layer);
+  }
+  for (const uint32_t blocks : blocks_) loaded.bytes += block_bytes * blocks;
+  return true;
+}
+
+Result<void> Lease::ask(const Load& range, Deadline deadline, skv_load_result& loaded) {
+  const uint32_t step = std::max(1U, kExtentsPerMessage / chunk_count_);
   for (uint32_t done = 0; done < range.sentence_count;) {
     Load part = range;
     part.in_place = 1;
     part.first_sentence = range.first_sentence + done;
     part.sentence_count = std::min(step, range.sentence_count - done);
     SKV_TRY(loading,
-            context->perform(
+            context_->perform(
                 Verb::kLoad, deadline, [&](Connection& connection, uint32_t id) -> Result<Load> {
-                  if (lease->connection_ && lease->connection_.get() != &connection) {
+                  if (connection_ && connection_.get() != &connection) {
                     return Error{ErrorCode::kDisconnected, "the daemon went away during a load"};
                   }
                   part.context = id;
                   return part;
                 }));
-    SKV_CHECK_OK(lease->take(loading, part.sentence_count, loaded));
+    SKV_CHECK_OK(take(loading, part.sentence_count, loaded));
     done += part.sentence_count;
   }
-  lease->blocks_ = context->sentences(range.first_sentence, range.sentence_count);
-  if (lease->blocks_.size() != range.sentence_count) {
+  blocks_ = context_->sentences(range.first_sentence, range.sentence_count);
+  if (blocks_.size() != range.sentence_count) {
     return Error{ErrorCode::kProtocol, "the daemon leased sentences that the context has not"};
   }
-  // Checked once, so that readers need not: every layer lies inside the mapping.
-  for (uint32_t sentence = 0; sentence < range.sentence_count; ++sentence) {
-    for (uint32_t chunk = 0; chunk < lease->chunk_count_; ++chunk) {
-      const uint64_t at = lease->extents_[size_t{sentence} * lease->chunk_count_ + chunk];
-      const uint64_t bytes =
-          layout.chunk_bytes(lease->first_chunk_ + chunk, lease->blocks_[sentence]);
-      if (at > lease->host_->bytes() || bytes > lease->host_->bytes() - at) {
+  return {};
+}
+
+// Checked once, so that readers need not: every layer lies inside the mapping.
+Result<void> Lease::check_extents() const {
+  const BodyLayout& layout = context_->model()->layout();
+  for (size_t sentence = 0; sentence < blocks_.size(); ++sentence) {
+    for (uint32_t chunk = 0; chunk < chunk_count_; ++chunk) {
+      const uint64_t at = extents_[sentence * chunk_count_ + chunk];
+      const uint64_t bytes = layout.chunk_bytes(first_chunk_ + chunk, blocks_[sentence]);
+      if (at > host_->bytes() || bytes > host_->bytes() - at) {
         return Error{ErrorCode::kProtocol, "a leased extent lies outside the host memory"};
       }
     }
   }
-  return lease;
+  return {};
 }
 
 Result<void> Lease::take(const Session::Done& done,
@@ -115,7 +148,13 @@ Result<skv_leased_layer> Lease::layer(uint32_t sentence, uint32_t layer) const {
   return where;
 }
 
+void Lease::give_back_in_place() {
+  if (const std::shared_ptr<LeaseMap> map = std::exchange(map_, nullptr)) map->give_back(in_place_);
+}
+
 Result<void> Lease::release() {
+  give_back_in_place();
+  if (leases_.empty()) return {};
   // Nobody waits for the answers: they could only say what the handle table knows already.
   const Deadline deadline = context_->session()->call_deadline();
   for (const uint64_t lease : std::exchange(leases_, {})) {

@@ -655,7 +655,9 @@ SKV_API int skv_load(skv_context context,
                      skv_load_result* result);
 
 /* The same without a copy: the bodies stay where they are in host memory, leased until
- * skv_lease_release. result may be NULL. */
+ * skv_lease_release. result may be NULL. What is in host memory is leased without a message, in a
+ * microsecond or two, but for the first call on a context; for what is not, or beyond what a
+ * session may lease in that way (sessions.in_place), the daemon is asked. */
 SKV_API int skv_load_in_place(skv_context context,
                               const skv_load_options* options,
                               skv_lease* lease,
@@ -676,7 +678,9 @@ SKV_API int skv_lease_get_layer(skv_lease lease,
                                 uint32_t sentence,
                                 uint32_t layer,
                                 skv_leased_layer* where);
-/* Once; the second time is SKV_E_UNKNOWN_HANDLE. A stale lease is released without the daemon. */
+/* Once; the second time is SKV_E_UNKNOWN_HANDLE. Does not block. A stale lease is released without
+ * the daemon. A lease outlives its context's handle; it keeps bodies in host memory for as long as
+ * it is not released. */
 SKV_API int skv_lease_release(skv_lease lease);
 
 /* ---- the rest -------------------------------------------------------------------------------- */

@@ -59,6 +59,7 @@ struct Config {
   uint32_t session_send_queue = 512;  // replies
   uint64_t session_memory_bytes = 64ULL << 30;
   uint64_t session_staging_bytes = 4ULL << 20;
+  uint64_t session_in_place_bytes = 0;  // 0: in_place_bytes() decides
   uint32_t session_context_tokens_max = 1U << 20;
 
   uint64_t reply_deadline_ns = 30'000'000'000ULL;
@@ -67,6 +68,9 @@ struct Config {
   uint64_t wait_deadline_ns = 1'000'000'000ULL;
   uint64_t drain_deadline_ns = 10'000'000'000ULL;
 
+  uint64_t in_place_bytes() const {
+    return session_in_place_bytes > 0 ? session_in_place_bytes : host_budget_bytes / 2;
+  }
   bool has_nvme() const { return !nvme_path.empty(); }
   bool deadlines_exceed_reply() const;  // a verb may outlast what clients wait for
 };

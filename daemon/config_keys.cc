@@ -46,6 +46,7 @@ const std::vector<Key>& keys() {
       {"sessions.send_queue", Count{&Config::session_send_queue, 8, 65536}},
       {"sessions.memory", Size{&Config::session_memory_bytes, 64 * kKiB, 64 * kTiB}},
       {"sessions.staging", Size{&Config::session_staging_bytes, 64 * kKiB, 1 * kGiB}},
+      {"sessions.in_place", Size{&Config::session_in_place_bytes, 0, 64 * kTiB}},
       {"sessions.context_tokens", Count{&Config::session_context_tokens_max, 64, 1U << 30}},
       {"deadlines.reply", Duration{&Config::reply_deadline_ns, 100 * kMs, 3600 * kS}},
       {"deadlines.load", Duration{&Config::load_deadline_ns, 10 * kMs, 3600 * kS}},

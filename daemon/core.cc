@@ -52,6 +52,7 @@ Core::Core(const Parts& parts)
       placement(*parts.placement),
       data(*parts.data),
       feeds(*parts.feeds),
+      lease_maps(*parts.lease_maps),
       tasks(*parts.tasks),
       shared_directories(config.shared_directory_bytes),
       instance(random_uuid()),
@@ -151,6 +152,7 @@ void Core::finish_session(SessionId id) {
   session->gathers.clear();
   tasks.drop(id);
   feeds.session_closed(id);
+  lease_maps.session_closed(id);
   for (const auto& [window, state] : session->windows) {
     windows_opening.erase(window);
     windows_closing.erase(window);

@@ -12,6 +12,7 @@
 #include "daemon/data/data_thread.h"
 #include "daemon/directory.h"
 #include "daemon/feeds.h"
+#include "daemon/lease_maps.h"
 #include "daemon/loop.h"
 #include "daemon/placement.h"
 #include "daemon/reply.h"
@@ -37,6 +38,7 @@ struct Core {
     Placement* placement = nullptr;
     DataPort* data = nullptr;
     Feeds* feeds = nullptr;
+    LeaseMaps* lease_maps = nullptr;
     Tasks* tasks = nullptr;
   };
   explicit Core(const Parts& parts);
@@ -52,6 +54,7 @@ struct Core {
   Placement& placement;
   DataPort& data;
   Feeds& feeds;
+  LeaseMaps& lease_maps;
   Tasks& tasks;
   SharedDirectories shared_directories;
 

@@ -131,16 +131,21 @@ Result<void> Daemon::open_data() {
   data_ = std::move(data).value();
 
   feeds_ = std::make_unique<Feeds>(loop_, *directory_, *data_);
-  directory_->set_listener(feeds_.get());
+  directory_->add_listener(feeds_.get());
+  lease_maps_ = std::make_unique<LeaseMaps>(
+      loop_, *directory_,
+      LeaseMaps::Limits{config_.session_contexts_max, config_.in_place_bytes()});
+  directory_->add_listener(lease_maps_.get());
   placement_ = std::make_unique<Placement>(
-      PlacementOptions{},
-      Placement::Parts{directory_.get(), host_.get(), nvme_.get(), feeds_.get()});
+      PlacementOptions{}, Placement::Parts{directory_.get(), host_.get(), nvme_.get(), feeds_.get(),
+                                           lease_maps_.get()});
   directory_->set_leaf_watcher(placement_.get());
   feeds_->set_placement(placement_.get());
+  lease_maps_->set_placement(placement_.get());
   tasks_ = std::make_unique<Tasks>(*placement_);
   core_ = std::make_unique<Core>(Core::Parts{&config_, &loop_, directory_.get(), host_.get(),
                                              nvme_.get(), placement_.get(), data_.get(),
-                                             feeds_.get(), tasks_.get()});
+                                             feeds_.get(), lease_maps_.get(), tasks_.get()});
   core_->device_kind = kind;
   core_->device_uuid = uuid;
   core_->close_connection = [](Session& session, const std::string& why) {
@@ -239,6 +244,7 @@ Daemon::~Daemon() {
   tasks_.reset();
   nvme_.reset();  // before what its callbacks would touch; it waits for its transfers
   placement_.reset();
+  lease_maps_.reset();
   feeds_.reset();
   data_.reset();
   data_watch_.reset();

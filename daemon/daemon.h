@@ -9,6 +9,7 @@
 #include "daemon/data/data_thread.h"
 #include "daemon/directory.h"
 #include "daemon/feeds.h"
+#include "daemon/lease_maps.h"
 #include "daemon/loop.h"
 #include "daemon/placement.h"
 #include "daemon/server.h"
@@ -78,6 +79,7 @@ class Daemon {
   std::unique_ptr<Directory> directory_;
   std::unique_ptr<DataThread> data_;
   std::unique_ptr<Feeds> feeds_;
+  std::unique_ptr<LeaseMaps> lease_maps_;
   std::unique_ptr<Placement> placement_;
   std::unique_ptr<Tasks> tasks_;
   std::unique_ptr<Core> core_;

@@ -143,8 +143,9 @@ void Directory::commit(Sentence& sentence) {
     tell_edges_into(*one->end);
     mirror_edges(*one);
   }
-  if (listener_ == nullptr) return;
-  for (const Sentence* one : stored) listener_->sentence_stored(*one);
+  for (DirectoryListener* listener : listeners_) {
+    for (const Sentence* one : stored) listener->sentence_stored(*one);
+  }
 }
 
 Directory::Removed Directory::take_out(Sentence& sentence) {
@@ -196,7 +197,8 @@ std::vector<Directory::Removed> Directory::remove(SentenceUid uid) {
   for (const auto& sentence : gone) {
     const bool was_stored = sentence->state == SentenceState::kStored;
     sentence->state = SentenceState::kRemoved;
-    if (was_stored && listener_ != nullptr) listener_->sentence_removed(*sentence);
+    if (!was_stored) continue;
+    for (DirectoryListener* listener : listeners_) listener->sentence_removed(*sentence);
   }
   return gone;
 }

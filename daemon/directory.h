@@ -108,7 +108,8 @@ class Directory {
   Directory(const Directory&) = delete;
   Directory& operator=(const Directory&) = delete;
 
-  void set_listener(DirectoryListener* listener) { listener_ = listener; }
+  // All of them hear of everything, in the order they were added.
+  void add_listener(DirectoryListener* listener) { listeners_.push_back(listener); }
 
   // One object per distinct shape, kept as long as the Directory. `chunk_bytes` as in BodyShape.
   const BodyShape* shape(const BodyShape& shape);
@@ -222,7 +223,7 @@ class Directory {
   void drop_if_unused(Boundary* boundary);
 
   KeyedDigestHash hash_;
-  DirectoryListener* listener_ = nullptr;
+  std::vector<DirectoryListener*> listeners_;
   LeafWatcher* leaf_watcher_ = nullptr;
   EdgeMirror* edge_mirror_ = nullptr;
   StablePool<Sentence> sentences_;

@@ -42,6 +42,7 @@ bool served_by_channel(Verb verb) {
     case Verb::kHello:
     case Verb::kMemoryRegister:
     case Verb::kWindowOpen:
+    case Verb::kLeaseMapOpen:
     case Verb::kChannelOpen:
     case Verb::kChannelClose:
       return false;
@@ -64,6 +65,7 @@ bool served_while_draining(Verb verb) {
     case Verb::kWindowOpen:
     case Verb::kChannelOpen:
     case Verb::kLoad:
+    case Verb::kLeaseMapOpen:
       return false;
     default:
       return true;
@@ -124,6 +126,10 @@ const char* verb_name(uint16_t verb) {
       return "directory_map";
     case Verb::kWindowFill:
       return "window_fill";
+    case Verb::kLeaseMapOpen:
+      return "lease_map_open";
+    case Verb::kLeaseMapClose:
+      return "lease_map_close";
     case Verb::kGoAway:
       return "go_away";
     case Verb::kWindowLost:
@@ -208,6 +214,10 @@ Result<void> dispatch(Core& core, Session& session, Frame& frame, const ReplyPtr
       return run<Empty>(core, session, frame, reply, directory_map);
     case Verb::kWindowFill:
       return run<WindowFill>(core, session, frame, reply, window_fill);
+    case Verb::kLeaseMapOpen:
+      return run<LeaseMapOpen>(core, session, frame, reply, lease_map_open);
+    case Verb::kLeaseMapClose:
+      return run<LeaseMapClose>(core, session, frame, reply, lease_map_close);
     case Verb::kGoAway:
     case Verb::kWindowLost:
       break;

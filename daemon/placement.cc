@@ -62,6 +62,7 @@ void Placement::poll(uint64_t now_ns) {
   }
   state.expire_wants(now_ns);
   state.expire_withdrawals(now_ns);
+  state.look_at_readers(now_ns);
   state.trim_vectors();
   if (state.store_busy) state.changed();
 }
@@ -72,6 +73,7 @@ uint64_t Placement::next_deadline_ns() const {
   const auto consider = [&next](uint64_t deadline) {
     if (next == 0 || deadline < next) next = deadline;
   };
+  if (!state.read_removed.empty()) consider(state.readers_seen_ns + state.options.readers_poll_ns);
   for (const State::OpenPut& put : state.puts) consider(put.request.deadline_ns);
   for (const auto& [id, wanted] : state.wants) {
     if (wanted.asked) consider(wanted.asked_until);
@@ -113,7 +115,9 @@ void Placement::State::drop_body_if_idle(SentenceUid uid) {
   if (found == bodies.end()) return;
   const Body& body = found->second;
   const bool reserved = body.sentence->state == SentenceState::kReserved;
-  if (body.extents == 0 && body.transfers == 0 && !reserved) bodies.erase(found);
+  if (body.extents > 0 || body.transfers > 0 || reserved) return;
+  if (body.removed != nullptr && parts.readers != nullptr) parts.readers->forget(uid);
+  bodies.erase(found);
 }
 
 void Placement::removable_changed(Sentence& sentence) {
@@ -173,7 +177,10 @@ void Placement::State::on_removed(Directory::Removed owned) {
   forget_vectors(sentence);
   flush_progress(uid, {});
   const auto found = bodies.find(uid);
-  if (found == bodies.end()) return;
+  if (found == bodies.end()) {
+    if (parts.readers != nullptr) parts.readers->forget(uid);
+    return;
+  }
   Body& body = found->second;
   if (body.demote) {
     body.demote = false;
@@ -186,6 +193,7 @@ void Placement::State::on_removed(Directory::Removed owned) {
 bool Placement::State::in_use(const Sentence& sentence) {
   if (sentence.leases > 0 || sentence.nvme_write) return true;
   if (vectors_waits.contains(sentence.uid)) return true;
+  if (is_read(sentence.uid)) return true;
   const auto found = bodies.find(sentence.uid);
   if (found != bodies.end() && (found->second.leases > 0 || found->second.transfers > 0)) {
     return true;

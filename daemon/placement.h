@@ -34,6 +34,24 @@ class ResidencyListener {
   virtual void withdraw(SentenceUid uid, uint32_t chunk) = 0;
 };
 
+// Clients that read chunks in host memory without asking each time (LeaseMaps; null: there are
+// none). Called from inside calls into Placement: call nothing back.
+class HostReaders {
+ public:
+  virtual ~HostReaders() = default;
+  // The chunk is in host memory at this offset: clients may begin to read it there.
+  virtual void show(SentenceUid uid, uint32_t chunk, uint64_t host_offset) = 0;
+  // Nobody may begin to read it any more. True: and nobody who began does still, so it may go.
+  virtual bool hide(SentenceUid uid, uint32_t chunk) = 0;
+  // As hide() would answer now. The chunk, and any chunk of the sentence.
+  virtual bool reads(SentenceUid uid, uint32_t chunk) const = 0;
+  virtual bool reads(SentenceUid uid) const = 0;
+  // Somebody has read it since this was last asked.
+  virtual bool take_touched(SentenceUid uid, uint32_t chunk) = 0;
+  // It has left the directory, and host memory holds nothing of it.
+  virtual void forget(SentenceUid uid) = 0;
+};
+
 // The right to read (of a sentence that is being put: to write) one chunk in host memory.
 struct ChunkLease {
   SentenceUid uid{};
@@ -53,6 +71,7 @@ struct PlacementOptions {
   uint32_t ahead_queue_max = 256;     // chunks to be read ahead that wait
   uint64_t need_ns = 10'000'000'000;  // need_chunks() is answered within this, with a failure
   uint64_t withdraw_patience_ns = 20'000'000;  // then others are asked to make the room
+  uint64_t readers_poll_ns = 10'000'000;       // how often HostReaders are asked again
 };
 
 // Bytes, 0: the tier's budget alone.
@@ -115,8 +134,9 @@ struct SessionCharge {
 // The unit on the host is a chunk, on NVMe a sentence. A chunk leaves the host only when its
 // sentence is on NVMe (written first, whole) or leaves the directory. The order is S3-FIFO: chunks
 // on the host, sentences out of the last tier, there leaves only, so that every stored sentence
-// stays reachable from its root. Leased is never taken; what the data thread knows is withdrawn
-// first. Work ahead of need keeps some room free (write-behind above a watermark).
+// stays reachable from its root. What is leased, or read by HostReaders, is never taken; what the
+// data thread knows is withdrawn first. Work ahead of need keeps some room free (write-behind above
+// a watermark).
 //
 // Thread  loop. Callbacks run on it, and may run before the call that asked returns, always last:
 //         the caller may call back in.
@@ -130,6 +150,7 @@ class Placement final : public Directory::LeafWatcher {
     HostStore* host = nullptr;
     NvmeStore* nvme = nullptr;  // null: no NVMe tier
     ResidencyListener* residency = nullptr;
+    HostReaders* readers = nullptr;  // null: every reader has a lease
   };
   Placement(const PlacementOptions& options, const Parts& parts);
   ~Placement() override;

@@ -313,6 +313,7 @@ void Placement::State::on_read(const ChunkId& id, const Result<void>& result) {
 
 void Placement::State::arrived(const ChunkId& id, Body& body) {
   const Chunk& place = body.chunks[id.chunk];
+  if (parts.readers != nullptr) parts.readers->show(id.uid, id.chunk, place.offset);
   const auto at = wants.find(id);
   const bool asked = at != wants.end() && at->second.asked;
   if (asked || body.sentence->feeds > 0) {
@@ -452,6 +453,42 @@ void Placement::State::free_extent(Body& body, uint32_t chunk) {
   changed();
 }
 
+bool Placement::State::take_from_readers(const ChunkId& id, const Chunk& place) {
+  if (parts.readers == nullptr) return true;
+  if (!parts.readers->reads(id.uid, id.chunk)) {
+    if (parts.readers->hide(id.uid, id.chunk)) return true;
+    parts.readers->show(id.uid, id.chunk, place.offset);  // somebody began before it was hidden
+  }
+  readers_stay = true;
+  return false;
+}
+
+bool Placement::State::collect_touched(Body& body, uint32_t chunk) {
+  if (parts.readers == nullptr || !parts.readers->take_touched(body.sentence->uid, chunk)) {
+    return false;
+  }
+  // As a load by message: its lease, and the path that it belongs to.
+  ChunkQueue::touch(body.chunks[chunk].queue);
+  ChunkQueue::touch(body.chunks[chunk].queue);
+  LeafQueue::touch(*body.sentence);
+  return true;
+}
+
+// Nothing tells when a reader ends: what waits for that looks again.
+void Placement::State::look_at_readers(uint64_t now) {
+  if (!readers_stay && read_removed.empty()) return;
+  if (readers_seen_ns + options.readers_poll_ns > now) return;
+  readers_seen_ns = now;
+  readers_stay = false;
+  changed();
+  std::unordered_set<SentenceUid> uids;
+  uids.swap(read_removed);
+  for (const SentenceUid uid : uids) {
+    Body* body = find_body(uid);
+    if (body != nullptr && body->removed != nullptr) settle_removed(*body);
+  }
+}
+
 void Placement::State::settle_removed(Body& body) {
   const SentenceUid uid = body.sentence->uid;
   if (!body.sentence->nvme_write) {  // a write reads the extents until its completion
@@ -461,7 +498,11 @@ void Placement::State::settle_removed(Body& body) {
       if (place.state == ChunkState::kReserved) {
         free_extent(body, chunk);
       } else if (place.state == ChunkState::kResident) {
-        give_back(body, chunk);
+        if (parts.readers == nullptr || parts.readers->hide(uid, chunk)) {
+          give_back(body, chunk);
+        } else {
+          read_removed.insert(uid);
+        }
       }
     }
   }

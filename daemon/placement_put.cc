@@ -143,7 +143,8 @@ void Placement::drop(std::span<const Digest> keys, std::function<void(Result<Dro
     const Sentence* sentence = state_->parts.directory->find(*key);
     if (sentence == nullptr || sentence->state != SentenceState::kStored) continue;
     const State::Body* body = state_->find_body(sentence->uid);
-    const bool leased = sentence->leases > 0 || (body != nullptr && body->leases > 0);
+    const bool leased = sentence->leases > 0 || (body != nullptr && body->leases > 0) ||
+                        state_->is_read(sentence->uid);
     if (leased || !Directory::removable(*sentence)) {
       ++outcome.kept;
       continue;

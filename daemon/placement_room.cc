@@ -7,6 +7,13 @@
 
 namespace skv {
 
+ChunkQueueNode* Placement::State::queue_node(const ChunkQueue::Entry& entry) {
+  Body* body = find_body(entry.uid);
+  if (body == nullptr) return nullptr;
+  collect_touched(*body, entry.chunk);
+  return &body->chunks[entry.chunk].queue;
+}
+
 bool Placement::State::over_host_quota(SpaceId space, uint64_t bytes) const {
   const auto found = spaces.find(space);
   if (found == spaces.end() || found->second.quota.host_bytes == 0) return false;
@@ -38,14 +45,12 @@ std::optional<HostExtent> Placement::State::allocate(const Sentence& sentence,
 bool Placement::State::give_back_unread() {
   ChunkQueue::Entry victim;
   const bool found = chunk_queue.next_untouched(
-      [this](const ChunkQueue::Entry& entry) -> ChunkQueueNode* {
-        Body* body = find_body(entry.uid);
-        return body == nullptr ? nullptr : &body->chunks[entry.chunk].queue;
-      },
+      [this](const ChunkQueue::Entry& entry) { return queue_node(entry); },
       [this](const ChunkQueue::Entry& entry) {
         const Body& body = *find_body(entry.uid);
-        return body.sentence->on_nvme && body.sentence->feeds == 0 &&
-               body.chunks[entry.chunk].leases == 0;
+        const Chunk& place = body.chunks[entry.chunk];
+        return body.sentence->on_nvme && body.sentence->feeds == 0 && place.leases == 0 &&
+               take_from_readers({entry.uid, entry.chunk}, place);
       },
       victim);
   if (found) give_back(*find_body(victim.uid), victim.chunk);
@@ -77,17 +82,15 @@ Placement::State::Room Placement::State::make_room(uint64_t bytes, std::optional
     return Room::kFreed;
   }
 
-  const auto lookup = [this](const ChunkQueue::Entry& entry) -> ChunkQueueNode* {
-    Body* body = find_body(entry.uid);
-    return body == nullptr ? nullptr : &body->chunks[entry.chunk].queue;
-  };
+  const auto lookup = [this](const ChunkQueue::Entry& entry) { return queue_node(entry); };
   const auto judge = [&](const ChunkQueue::Entry& entry) {
     Body& body = *find_body(entry.uid);
     Sentence& sentence = *body.sentence;
     if (only && sentence.space != *only) return ChunkQueue::Verdict::kStay;
     if (sentence.on_nvme) {
-      return body.chunks[entry.chunk].leases > 0 ? ChunkQueue::Verdict::kStay
-                                                 : ChunkQueue::Verdict::kGo;
+      const Chunk& place = body.chunks[entry.chunk];
+      const bool goes = place.leases == 0 && take_from_readers({entry.uid, entry.chunk}, place);
+      return goes ? ChunkQueue::Verdict::kGo : ChunkQueue::Verdict::kStay;
     }
     if (body.leases == 0 && can_write() && !write_refused(body)) request_write(sentence, true);
     return pending() >= goal ? ChunkQueue::Verdict::kStop : ChunkQueue::Verdict::kStay;
@@ -109,7 +112,7 @@ Placement::State::Room Placement::State::make_room(uint64_t bytes, std::optional
 }
 
 bool Placement::State::may_come_free(SessionId asker) const {
-  if (leaving_bytes + demoting_bytes > 0) return true;
+  if (leaving_bytes + demoting_bytes > 0 || readers_stay) return true;
   if (writes_in_flight + reads_in_flight + chunk_leases > 0) return true;
   return std::any_of(sessions.begin(), sessions.end(), [asker](const auto& entry) {
     return entry.first != asker && entry.second.charge.open_puts > 0;
@@ -117,11 +120,25 @@ bool Placement::State::may_come_free(SessionId asker) const {
 }
 
 bool Placement::State::evict_one(const Eviction& wanted) {
-  Sentence* leaf = leaf_queue.next([&](const Sentence& sentence) {
+  bool spared = false;  // it was read in place since it was last looked at
+  const auto may_go = [&](const Sentence& sentence) {
     if (wanted.only && sentence.space != *wanted.only) return false;
-    if (&sentence == wanted.sparing || in_use(sentence)) return false;
-    return !wanted.holding_host || find_body(sentence.uid) != nullptr;
-  });
+    if (&sentence == wanted.sparing) return false;
+    if (in_use(sentence)) {
+      readers_stay |= is_read(sentence.uid);
+      return false;
+    }
+    Body* body = find_body(sentence.uid);
+    if (body == nullptr) return !wanted.holding_host;
+    bool touched = false;
+    for (uint32_t chunk = 0; chunk < body->chunks.size(); ++chunk) {
+      touched |= collect_touched(*body, chunk);
+    }
+    spared |= touched;
+    return !touched;
+  };
+  Sentence* leaf = leaf_queue.next(may_go);
+  if (leaf == nullptr && spared) leaf = leaf_queue.next(may_go);
   if (leaf == nullptr) return false;
   ++(leaf->on_nvme ? counters.evictions_nvme : counters.evictions_host);
   remove_sentence(leaf->uid);

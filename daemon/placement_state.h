@@ -192,7 +192,19 @@ class Placement::State {
   void expire_wants(uint64_t now);
   void expire_withdrawals(uint64_t now);
 
+  // --- readers without a lease (placement_chunks.cc)
+  bool is_read(SentenceUid uid) const {
+    return parts.readers != nullptr && parts.readers->reads(uid);
+  }
+  // True: nobody reads the chunk, and nobody can begin to. Else it stays as it is.
+  bool take_from_readers(const ChunkId& id, const Chunk& place);
+  // What they read since this was last asked counts as a touch.
+  bool collect_touched(Body& body, uint32_t chunk);
+  void look_at_readers(uint64_t now);
+
   // --- room (placement_room.cc)
+  // Of the chunk queue's entry, touches up to date; null: it is gone.
+  ChunkQueueNode* queue_node(const ChunkQueue::Entry& entry);
   enum class Room : uint8_t { kFreed, kPending, kNone };
   std::optional<HostExtent> allocate(const Sentence& sentence,
                                      uint32_t chunk,
@@ -285,6 +297,10 @@ class Placement::State {
   bool nvme_read_only = false;
   uint64_t nvme_epoch = 1;  // moves when a refused write may fit: an eviction, a lease returned
   bool store_busy = false;  // a store took no more transfers: try again soon
+
+  bool readers_stay = false;                     // a chunk was not given back because of them
+  uint64_t readers_seen_ns = 0;                  // look_at_readers()
+  std::unordered_set<SentenceUid> read_removed;  // left the directory, and are read still
 
   uint32_t chunk_leases = 0;
   uint32_t sentence_leases = 0;

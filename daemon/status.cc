@@ -90,6 +90,7 @@ json placement_json(const Core& core) {
 json status_json(const Core& core, const DataStatistics& data) {
   const HostStore::Stats host = core.host.stats();
   const SharedDirectories::Usage shared = core.shared_directories.usage();
+  const LeaseMaps::Usage maps = core.lease_maps.usage();
   uint64_t contexts = 0;
   uint64_t memories = 0;
   uint64_t memory_bytes = 0;
@@ -138,6 +139,9 @@ json status_json(const Core& core, const DataStatistics& data) {
             {"memories", memories},
             {"memory_bytes", memory_bytes},
             {"loans", loans},
+            {"lease_maps", maps.maps},
+            {"in_place_bytes", maps.bytes},
+            {"in_place_leases", maps.leases},
             {"puts", puts},
             {"requests_in_flight", requests},
             {"charges_left", core.counters.charges_left}}},
@@ -182,6 +186,7 @@ json status_json(const Core& core, const DataStatistics& data) {
 
 json session_json(const Core& core, const Session& session) {
   const SessionCharge charge = core.placement.charge(session.id);
+  const LeaseMaps::Usage maps = core.lease_maps.usage(session.id);
   return {{"session", raw(session.id)},
           {"name", session.name},
           {"state", state_name(session.state)},
@@ -198,6 +203,9 @@ json session_json(const Core& core, const Session& session) {
           {"memories", session.memories.size()},
           {"memory_bytes", session.memory_bytes},
           {"loans", session.loans.size()},
+          {"lease_maps", maps.maps},
+          {"in_place_bytes", maps.bytes},
+          {"in_place_leases", maps.leases},
           {"puts", session.puts.size()},
           {"chunk_leases", charge.chunk_leases},
           {"sentence_leases", charge.sentence_leases},
@@ -268,7 +276,8 @@ std::vector<std::string> limits_text(const Config& config) {
                   size_text(config.session_memory_bytes) + ", " +
                   std::to_string(config.session_channels_max) + " channels, " +
                   std::to_string(config.session_requests_max) + " requests, " +
-                  std::to_string(config.session_leases_max) + " leases");
+                  std::to_string(config.session_leases_max) + " leases, " +
+                  size_text(config.in_place_bytes()) + " leased in place without asking");
   lines.push_back("limits: " + std::to_string(descriptors) +
                   " descriptors if every session used "
                   "all of its limits, the process may open " +

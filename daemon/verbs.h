@@ -81,6 +81,14 @@ void close_window(Core& core, Session& session, WindowId window, std::function<v
 // verbs_load.cc
 void load(Core& core, Session& session, const Load& message, const ReplyPtr& reply);
 void release(Core& core, Session& session, const Release& message, const ReplyPtr& reply);
+void lease_map_open(Core& core,
+                    Session& session,
+                    const LeaseMapOpen& message,
+                    const ReplyPtr& reply);
+void lease_map_close(Core& core,
+                     Session& session,
+                     const LeaseMapClose& message,
+                     const ReplyPtr& reply);
 
 // verbs_admin.cc
 void flush(Core& core, Session& session, const Flush& message, const ReplyPtr& reply);

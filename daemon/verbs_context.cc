@@ -69,6 +69,8 @@ void context_append(Core& core,
   if (!appended.value().closed_blocks.empty()) {
     core.feeds.context_changed(context->id());
     core.feeds.run_pending();
+    core.lease_maps.context_changed(context->id());
+    core.lease_maps.run_pending();
   }
   reply->ok(appended.value());
 }

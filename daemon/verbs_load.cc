@@ -285,4 +285,38 @@ void release(Core& core, Session& session, const Release& message, const ReplyPt
   reply->ok();
 }
 
+void lease_map_open(Core& core,
+                    Session& session,
+                    const LeaseMapOpen& message,
+                    const ReplyPtr& reply) {
+  const std::shared_ptr<Context> context = context_of(session, message.context, reply);
+  if (context == nullptr) {
+    return;
+  }
+  context->mark_used();
+  const auto id = core.next_id<LeaseMapId>();
+  Result<LeaseMaps::Opened> opened = core.lease_maps.open(
+      id, context, core.config.session_context_tokens_max / kSentenceTokensMin + 1);
+  if (!opened.ok()) {
+    reply->error(opened.error());
+    return;
+  }
+  std::vector<UniqueFd> fds;
+  fds.push_back(std::move(opened.value().places));
+  fds.push_back(std::move(opened.value().words));
+  reply->ok(LeaseMapOpenReply{raw(id), opened.value().bytes}, std::move(fds));
+}
+
+void lease_map_close(Core& core,
+                     Session& session,
+                     const LeaseMapClose& message,
+                     const ReplyPtr& reply) {
+  if (!core.lease_maps.close(session.id, LeaseMapId{message.map})) {
+    reply->error({ErrorCode::kUnknownHandle,
+                  "lease map " + std::to_string(message.map) + " is not one of this session"});
+    return;
+  }
+  reply->ok();
+}
+
 }  // namespace skv

@@ -199,6 +199,7 @@ void put_commit(Core& core, Session& session, const PutCommit& message, const Re
           }
         }
         core.feeds.run_pending();
+        core.lease_maps.run_pending();
         if (done.status.ok()) {
           reply->ok(*answer);
         } else {

@@ -50,6 +50,8 @@ enum class Verb : uint16_t {
   kStat = 23,
   kDirectoryMap = 24,
   kWindowFill = 25,
+  kLeaseMapOpen = 26,
+  kLeaseMapClose = 27,
   // Events, daemon to client, ticket 0.
   kGoAway = 64,      // the daemon drains: finish, reconnect later
   kWindowLost = 65,  // the device of this window is gone: its handle is stale
@@ -405,6 +407,25 @@ struct LoadReply {
 struct Release {
   uint64_t lease = 0;
   SKV_FIELDS(lease)
+};
+
+// Where the context's chunks lie in host memory, and words in which the client says which it reads:
+// leases without a message (ipc/layout/lease_map.h). Boundaries of the context stay from now on. It
+// is the session's, and goes on when the context is closed.
+struct LeaseMapOpen {
+  uint32_t context = 0;
+  SKV_FIELDS(context)
+};
+// Descriptors: [0] places (read-only), [1] words (read-write); both of `bytes`.
+struct LeaseMapOpenReply {
+  uint32_t map = 0;
+  uint64_t bytes = 0;
+  SKV_FIELDS(map, bytes)
+};
+// All leases by its words end with it.
+struct LeaseMapClose {
+  uint32_t map = 0;
+  SKV_FIELDS(map)
 };
 
 enum class FlushLevel : uint8_t { kHost = 1, kDurable = 2 };

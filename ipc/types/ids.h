@@ -19,6 +19,7 @@ enum class WindowId : uint32_t {};
 enum class ChannelId : uint32_t {};
 enum class MemoryId : uint32_t {};  // 0 is the session's staging memory
 enum class LeaseId : uint64_t {};
+enum class LeaseMapId : uint32_t {};
 enum class Ticket : uint64_t {};       // given by the client, unique per session
 enum class SentenceUid : uint64_t {};  // one stored sentence inside one daemon instance; 0 is none
 

@@ -147,6 +147,7 @@ class PutEngine {
 
   std::byte* slot(uint32_t index) const { return bytes_ + (index % slots_) * shape_.bytes; }
   skv_session session() const { return session_; }
+  skv_context context() const { return context_; }
 
   template <typename Struct>
   static Struct sized() {

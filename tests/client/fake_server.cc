@@ -395,6 +395,8 @@ FakeServer::Answer FakeServer::answer(Client& client, const Frame& request) {
     }
     case Verb::kLoad:
       return answer_load(request);
+    case Verb::kLeaseMapOpen:  // leases by messages
+      return {encode_error_reply(header, {ErrorCode::kUnsupported, "no lease maps"}), {}};
     case Verb::kFlush:
       return {encode_reply(header, FlushReply{7}), {}};
     case Verb::kDrop:

@@ -50,6 +50,7 @@ budget = "8MiB"
 spin = "0ns"
 [sessions]
 contexts = 3
+in_place = "96MiB"
 [deadlines]
 wait = "250ms"
 )",
@@ -69,6 +70,8 @@ wait = "250ms"
   EXPECT_EQ(config.device_budget_bytes, 8ULL << 20);
   EXPECT_EQ(config.data_spin_ns, 0U);
   EXPECT_EQ(config.session_contexts_max, 3U);
+  EXPECT_EQ(config.in_place_bytes(), 96ULL << 20);
+  EXPECT_EQ(Config{}.in_place_bytes(), Config{}.host_budget_bytes / 2);
   EXPECT_EQ(config.wait_deadline_ns, 250'000'000ULL);
 }
 

@@ -107,7 +107,7 @@ class Events final : public DirectoryListener {
 TEST(Directory, WaitingSentencesFollowTheirPath) {
   Line line;
   Events events;
-  line.directory.set_listener(&events);
+  line.directory.add_listener(&events);
   line.store(8, 12);
   line.store(4, 8);
   EXPECT_EQ(events.log, "");
@@ -127,7 +127,7 @@ TEST(Directory, RemovalTakesWhatIsNotReachableAnyMore) {
   line.store(9, 13);
   line.reserve(13, 17);
   Events events;
-  line.directory.set_listener(&events);
+  line.directory.add_listener(&events);
   const auto gone = line.directory.remove(first);
   // 0-4 went, and with it 4-8, 4-9, 9-13; 8-12 is still reached over 0-8.
   EXPECT_EQ(gone.size(), 4U);

@@ -18,11 +18,11 @@ uint64_t from_environment(const char* name, uint64_t otherwise) {
 
 class PlacementSimulation : public ::testing::TestWithParam<int> {};
 
-// Goal: under any mix of puts, matches, leases, windows, demotions, evictions, drops, faults, ends
-// of sessions and restarts, every stored sentence is reachable from a root, every lease is
-// honoured, every byte that is read is the byte that was put, and all accounts end at zero.
-// Method: random steps from a seed that is printed (SKV_SIM_SEED and SKV_SIM_STEPS repeat one), on
-// budgets of some 10 sentences on the host and 30 on NVMe, with a naive model beside it.
+// Goal: under any mix of puts, matches, leases (also in place), windows, demotions, evictions,
+// drops, faults, ends of sessions and restarts, every stored sentence is reachable from a root,
+// every lease is honoured, every byte that is read is the byte that was put, and all accounts end
+// at zero. Method: random steps from a seed that is printed (SKV_SIM_SEED and SKV_SIM_STEPS repeat
+// one), on budgets of some 10 sentences on the host and 30 on NVMe, with a naive model beside it.
 TEST_P(PlacementSimulation, KeepsItsPromises) {
   const int variant = GetParam();
   Simulation::Setup setup;
@@ -38,7 +38,7 @@ TEST_P(PlacementSimulation, KeepsItsPromises) {
     setup.restart_every = 900;
     setup.world.nvme_bytes = 10U << 20;
   }
-  const auto steps = static_cast<uint32_t>(from_environment("SKV_SIM_STEPS", 3000));
+  const auto steps = static_cast<uint32_t>(from_environment("SKV_SIM_STEPS", 3500));
   std::printf("seed %llu, %u steps, variant %d\n", static_cast<unsigned long long>(setup.seed),
               steps, variant);
   SCOPED_TRACE("seed " + std::to_string(setup.seed) + " variant " + std::to_string(variant));
@@ -59,10 +59,12 @@ TEST_P(PlacementSimulation, KeepsItsPromises) {
       static_cast<unsigned long long>(done.recovered),
       static_cast<unsigned long long>(done.recovered_unreachable),
       static_cast<unsigned long long>(done.reserve_waits));
-  if (steps < 3000) return;  // too short to have seen everything
+  if (steps < 3500) return;  // too short to have seen everything
   EXPECT_GT(simulation.matches(), 0U);
   EXPECT_TRUE(variant == 2 || (simulation.restarts() > 0 && simulation.flushes() > 0));
   EXPECT_GT(done.host_hits, 0U);
+  EXPECT_GT(simulation.leases_in_place(), 0U);
+  EXPECT_GT(simulation.refused_in_place(), 0U);
   if (variant == 2) {
     EXPECT_GT(done.evictions_host, 0U);
   } else {

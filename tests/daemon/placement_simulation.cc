@@ -33,7 +33,8 @@ void Simulation::make_documents() {
 
 void Simulation::one_step() {
   Session& session = sessions_[pick(kSessions)];
-  const uint32_t dice = pick(1000);
+  if (chance(50)) world_.lease_maps->run_pending();  // a turn of the loop
+  const uint32_t dice = pick(1150);
   if (dice < 100) return open_context(session);
   if (dice < 260) return reserve(session);
   if (dice < 430) return write_or_commit(session);
@@ -54,7 +55,11 @@ void Simulation::one_step() {
   if (dice < 983) return flush();
   if (dice < 991) return fault();
   if (dice < 998) return end_session(session);
-  return restart();
+  if (dice < 1000) return restart();
+  if (dice < 1020) return open_map(session);
+  if (dice < 1090) return lease_in_place(session);
+  if (dice < 1145) return give_back_in_place(session);
+  return close_map(session);
 }
 
 void Simulation::open_context(Session& session) {
@@ -244,6 +249,67 @@ void Simulation::open_window(Session& session) {
     world_.placement->warm(uid);
   }
   session.windows.push_back(std::move(window));
+}
+
+void Simulation::open_map(Session& session) {
+  const Context* context = some_context(session);
+  if (context == nullptr || session.maps.size() >= World::kLeaseMapsMax) return;
+  const LeaseMapId id{next_map_++};
+  Result<LeaseMapReader> reader = world_.lease_map(id, *context);
+  ASSERT_TRUE(reader.ok()) << reader.error().message;
+  session.maps.push_back({id, *context, std::move(reader).value(), {}});
+}
+
+// Mostly what it has just read, as an engine that decodes: then pressure meets what is held.
+void Simulation::lease_in_place(Session& session) {
+  if (session.maps.empty()) return;
+  InPlace& map = session.maps[pick(static_cast<uint32_t>(session.maps.size()))];
+  const uint32_t count = map.context.sentence_count();
+  if (count == 0 || map.leases.size() >= 3) return;
+  InPlace::Lease lease;
+  lease.range.first_sentence = pick(count);
+  lease.range.sentence_count = 1 + pick(std::min(count - lease.range.first_sentence, 2U));
+  lease.range.first_chunk = pick(2);
+  lease.range.chunk_count = 1 + pick(2 - lease.range.first_chunk);
+  if (!map.reader.take(lease.range, lease.offsets)) {
+    ++refused_in_place_;
+    return;
+  }
+  ++leases_in_place_;
+  expect_bytes(map, lease);
+  map.leases.push_back(std::move(lease));
+}
+
+void Simulation::give_back_in_place(Session& session) {
+  if (session.maps.empty()) return;
+  InPlace& map = session.maps[pick(static_cast<uint32_t>(session.maps.size()))];
+  if (map.leases.empty()) return;
+  expect_bytes(map, map.leases.front());
+  map.reader.give_back(map.leases.front().range);
+  map.leases.erase(map.leases.begin());
+}
+
+// Its leases end with it, whether they were given back or not.
+void Simulation::close_map(Session& session) {
+  if (session.maps.empty()) return;
+  const InPlace& map = session.maps.back();
+  for (const InPlace::Lease& lease : map.leases) expect_bytes(map, lease);
+  EXPECT_TRUE(world_.lease_maps->close(session.id, map.id));
+  world_.words.erase(map.id);
+  session.maps.pop_back();
+}
+
+void Simulation::expect_bytes(const InPlace& map, const InPlace::Lease& lease) {
+  const BodyLayout& layout = map.context.model()->layout();
+  for (size_t i = 0; i < lease.offsets.size(); ++i) {
+    const auto sentence =
+        lease.range.first_sentence + static_cast<uint32_t>(i) / lease.range.chunk_count;
+    const auto chunk = lease.range.first_chunk + static_cast<uint32_t>(i) % lease.range.chunk_count;
+    const Context::ClosedSentence& closed = map.context.sentence(sentence);
+    const uint64_t bytes = layout.chunk_bytes(chunk, closed.span.block_count);
+    EXPECT_TRUE(has_pattern(world_.memory(lease.offsets[i], bytes), closed.key, chunk))
+        << "a chunk that is leased in place has other bytes than were put";
+  }
 }
 
 void Simulation::need_chunks() {

@@ -70,6 +70,8 @@ class Simulation {
   uint64_t matches() const { return matches_; }
   uint64_t restarts() const { return restarts_; }
   uint64_t flushes() const { return flushes_; }
+  uint64_t leases_in_place() const { return leases_in_place_; }
+  uint64_t refused_in_place() const { return refused_in_place_; }
 
  private:
   static constexpr uint32_t kSessions = 4;
@@ -82,12 +84,24 @@ class Simulation {
   struct FedContext {
     std::vector<SentenceUid> fed;
   };
+  // A lease map as its client has it, and what it has leased by it.
+  struct InPlace {
+    struct Lease {
+      LeaseMapReader::Range range;
+      std::vector<uint64_t> offsets;
+    };
+    LeaseMapId id{};
+    Context context;
+    LeaseMapReader reader;
+    std::vector<Lease> leases;
+  };
   struct Session {
     SessionId id{};
     std::vector<Context> contexts;
     std::vector<OpenPut> puts;
     std::vector<SentenceUid> sentence_leases;
     std::vector<FedContext> windows;
+    std::vector<InPlace> maps;
     uint32_t requests = 0;  // not answered yet
   };
 
@@ -134,6 +148,12 @@ class Simulation {
   void close_window(Session& session) {
     if (!session.windows.empty()) forget_window(session, true);
   }
+
+  void open_map(Session& session);
+  void lease_in_place(Session& session);
+  void give_back_in_place(Session& session);
+  void close_map(Session& session);
+  void expect_bytes(const InPlace& map, const InPlace::Lease& lease);
 
   void need_chunks();
   void work_disk();
@@ -182,6 +202,9 @@ class Simulation {
   std::vector<Held> leases_;
   PlacementCounters totals_;
   uint32_t next_session_ = 1;
+  uint32_t next_map_ = 1;
+  uint64_t leases_in_place_ = 0;
+  uint64_t refused_in_place_ = 0;
   uint32_t step_ = 0;
   uint64_t matches_ = 0;
   uint64_t restarts_ = 0;

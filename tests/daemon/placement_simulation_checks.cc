@@ -8,7 +8,7 @@ void Simulation::restart_world() {
   graph_ = NaiveGraph{};
   // What recovery stored was announced before anybody listened.
   world_.directory->for_each([this](Sentence& sentence) { graph_.sentence_stored(sentence); });
-  world_.directory->set_listener(&graph_);
+  world_.directory->add_listener(&graph_);
   if (world_.fake != nullptr) {
     world_.fake->shuffle = true;
     world_.fake->random.seed(random_());
@@ -37,6 +37,11 @@ void Simulation::forget_window(Session& session, bool return_leases) {
 
 void Simulation::end_session(Session& session) {
   while (!session.windows.empty()) forget_window(session, chance(50));
+  for (const InPlace& map : session.maps) {
+    for (const InPlace::Lease& lease : map.leases) expect_bytes(map, lease);
+    world_.words.erase(map.id);
+  }
+  world_.lease_maps->session_closed(session.id);
   world_.placement->end_session(session.id);
   const SessionCharge charge = world_.placement->charge(session.id);
   EXPECT_EQ(charge.sentence_leases + charge.open_puts + charge.requests, 0U);
@@ -119,6 +124,11 @@ size_t Simulation::reachable_records() const {
 
 void Simulation::check_some() {
   if (!leases_.empty()) expect_bytes(leases_[pick(static_cast<uint32_t>(leases_.size()))]);
+  for (const Session& session : sessions_) {
+    for (const InPlace& map : session.maps) {
+      if (!map.leases.empty()) expect_bytes(map, map.leases.back());
+    }
+  }
   auto& readable = world_.data.readable;
   if (readable.empty()) return;
   auto at = readable.begin();
@@ -200,6 +210,7 @@ void Simulation::finish() {
   EXPECT_EQ(usage.chunk_leases + usage.sentence_leases + usage.reads_in_flight +
                 usage.writes_in_flight + usage.waiting,
             0U);
+  EXPECT_EQ(world_.lease_maps->usage().maps + world_.lease_maps->usage().bytes, 0U);
   EXPECT_EQ(world_.directory->sentence_count(), 0U);
   EXPECT_EQ(world_.directory->boundary_count(), 0U);
   EXPECT_EQ(world_.host->stats().extents, 0U);

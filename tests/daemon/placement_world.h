@@ -13,6 +13,8 @@
 
 #include "daemon/context.h"
 #include "daemon/directory.h"
+#include "daemon/lease_maps.h"
+#include "daemon/loop.h"
 #include "daemon/placement.h"
 #include "tests/daemon/fake_nvme.h"
 #include "tests/tiers/simulated_disk.h"
@@ -110,11 +112,13 @@ class World {
     uint64_t nvme_bytes = 64U << 20;  // 0: no NVMe tier
     uint64_t vectors_bytes = 0;
     uint32_t layers = 2;
+    uint64_t in_place_bytes = 64U << 20;  // LeaseMaps::Limits
     // The real NvmeStore on a disk in memory instead of the fake: nvme_bytes is the file.
     bool real_nvme = false;
   };
   static constexpr SpaceId kSpace{1};
   static constexpr uint32_t kUid = 1000;
+  static constexpr uint32_t kLeaseMapsMax = 3;  // of a session
 
   explicit World(const Options& options_in) : options(options_in) {
     model = std::make_shared<const Model>(small_model(options.layers));
@@ -132,9 +136,13 @@ class World {
     }
     data = FakeDataThread{};
     directory = std::make_unique<Directory>(42);
+    lease_maps = std::make_unique<LeaseMaps>(
+        loop, *directory, LeaseMaps::Limits{kLeaseMapsMax, options.in_place_bytes});
+    directory->add_listener(lease_maps.get());
     placement = std::make_unique<Placement>(
         PlacementOptions{.vectors_bytes = options.vectors_bytes},
-        Placement::Parts{directory.get(), host.get(), nvme.get(), &data});
+        Placement::Parts{directory.get(), host.get(), nvme.get(), &data, lease_maps.get()});
+    lease_maps->set_placement(placement.get());
     ASSERT_TRUE(placement->add_space(kSpace, kUid, quota).ok());
     placement->recover();
     placement->poll(now_ns);
@@ -161,6 +169,7 @@ class World {
     fake = nullptr;
     disk = nullptr;
     placement.reset();
+    lease_maps.reset();
     directory.reset();
     nvme.reset();
     host.reset();
@@ -181,6 +190,20 @@ class World {
     EXPECT_TRUE(made.append(append).ok());
     EXPECT_GE(made.sentence_count(), sentences);
     return made;
+  }
+
+  // The client's side of a new lease map, by mappings of its own.
+  Result<LeaseMapReader> lease_map(LeaseMapId id, const Context& of) {
+    const auto shared = std::make_shared<Context>(of);
+    Result<LeaseMaps::Opened> opened = lease_maps->open(id, shared, /*sentence_capacity=*/256);
+    if (!opened.ok()) return opened.error();
+    using Access = MappedMemory::Access;
+    const LeaseMaps::Opened& made = opened.value();
+    words[id] = MappedMemory::map(made.words.get(), made.bytes, Access::kReadWrite).value();
+    return LeaseMapReader::open(
+        MappedMemory::map(made.places.get(), made.bytes, Access::kReadOnly).value(),
+        MappedMemory::map(made.words.get(), made.bytes, Access::kReadWrite).value(),
+        of.model()->layout().chunk_count());
   }
 
   using Reservations = std::vector<Placement::PutReservation>;
@@ -273,6 +296,7 @@ class World {
   void settle_once() {
     if (nvme != nullptr) nvme->drain();
     answer_withdrawals();
+    lease_maps->run_pending();
     placement->poll(now_ns);
   }
   void settle() {
@@ -292,7 +316,10 @@ class World {
   FakeNvme* fake = nullptr;       // `nvme`, where it is the fake
   SimulatedDisk* disk = nullptr;  // under `nvme`, where it is the real one
   FakeDataThread data;
+  Loop loop;                                 // takes no turns: settle() shows what is to be shown
+  std::map<LeaseMapId, MappedMemory> words;  // of lease maps, for clients that write rubbish
   std::unique_ptr<Directory> directory;
+  std::unique_ptr<LeaseMaps> lease_maps;
   std::unique_ptr<Placement> placement;
 };
 

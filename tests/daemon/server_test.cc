@@ -166,7 +166,7 @@ TEST_F(ServerTest, GarbageEndsItsSessionAndNoOther) {
 TEST_F(ServerTest, UnknownVerbIsAnErrorNotTheEnd) {
   RawClient client;
   ASSERT_TRUE(client.open(socket()));
-  for (const uint16_t verb : {26, 64, 65, 999}) {
+  for (const uint16_t verb : {28, 64, 65, 999}) {
     const Result<Empty> reply = client.call<Empty>(static_cast<Verb>(verb), Empty{});
     ASSERT_FALSE(reply.ok());
     EXPECT_EQ(reply.error().code, ErrorCode::kUnsupported);
@@ -206,6 +206,8 @@ TEST_F(ServerTest, ForeignAndUnknownHandlesAreRefused) {
     refused(Verb::kWindowClose, WindowClose{handle});
     refused(Verb::kChannelClose, ChannelClose{handle});
     refused(Verb::kRelease, Release{handle});
+    refused(Verb::kLeaseMapOpen, LeaseMapOpen{handle});
+    refused(Verb::kLeaseMapClose, LeaseMapClose{handle});
   }
   refused(Verb::kContextOpen, ContextOpen{owner.model_id(), 0, 2});
   refused(Verb::kMemoryUnregister, MemoryUnregister{owner.memory_id()});

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 #include <sys/prctl.h>
 
+#include <cstring>
 #include <random>
 
+#include "ipc/shared_memory.h"
 #include "tests/daemon/daemon_fixture.h"
 #include "tests/daemon/test_engine.h"
 
@@ -147,6 +149,22 @@ const Victim kVictims[] = {
          }
        }
      }},
+    // Leases without a message, of everything and for ever: rubbish in all its words.
+    {"lease_map_open",
+     [](TestEngine& engine, uint32_t round) {
+       put_all(engine);
+       Result<LeaseMapOpenReply> opened = engine.client().call<LeaseMapOpenReply>(
+           Verb::kLeaseMapOpen, LeaseMapOpen{engine.context_id()});
+       if (!opened.ok() || engine.client().fds().size() != 2) return;
+       const Result<MappedMemory> words = MappedMemory::map(
+           engine.client().fds()[1].get(), opened.value().bytes, MappedMemory::Access::kReadWrite);
+       if (!words.ok()) return;
+       std::memset(words.value().data(), 0xFF, words.value().bytes());
+       std::mt19937 random(round);
+       for (;;) {
+         words.value().data()[random() % words.value().bytes()] = static_cast<std::byte>(random());
+       }
+     }},
     {"flush",
      [](TestEngine& engine, uint32_t) {
        put_all(engine);
@@ -215,6 +233,8 @@ TEST_P(KillTest, GivesBackAllItHeld) {
     EXPECT_EQ(now["sessions"]["windows"], 0);
     EXPECT_EQ(now["sessions"]["channels"], 0);
     EXPECT_EQ(now["sessions"]["loans"], 0);
+    EXPECT_EQ(now["sessions"]["lease_maps"], 0);
+    EXPECT_EQ(now["sessions"]["in_place_bytes"], 0);
     EXPECT_EQ(now["sessions"]["puts"], 0);
     EXPECT_EQ(now["sessions"]["memories"], 2);  // staging and one of `other`
     EXPECT_EQ(now["requests"]["tasks"], 0);

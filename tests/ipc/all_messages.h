@@ -38,6 +38,8 @@ void for_each_verb(Visit&& visit) {
   visit.template operator()<Stat, StatReply>(Verb::kStat, "stat");
   visit.template operator()<Empty, DirectoryMapReply>(Verb::kDirectoryMap, "directory_map");
   visit.template operator()<WindowFill, WindowFillReply>(Verb::kWindowFill, "window_fill");
+  visit.template operator()<LeaseMapOpen, LeaseMapOpenReply>(Verb::kLeaseMapOpen, "lease_map_open");
+  visit.template operator()<LeaseMapClose, Empty>(Verb::kLeaseMapClose, "lease_map_close");
   visit.template operator()<Empty, void>(Verb::kGoAway, "go_away");
   visit.template operator()<WindowLost, void>(Verb::kWindowLost, "window_lost");
 }

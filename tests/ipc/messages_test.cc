@@ -98,10 +98,10 @@ TEST(Messages, EveryVerbIsOnTheList) {
   for_each_verb([&]<typename Request, typename Reply>(Verb verb, const char*) {
     EXPECT_TRUE(listed.insert(static_cast<uint16_t>(verb)).second);
   });
-  for (uint16_t verb = 1; verb <= static_cast<uint16_t>(Verb::kWindowFill); ++verb) {
+  for (uint16_t verb = 1; verb <= static_cast<uint16_t>(Verb::kLeaseMapClose); ++verb) {
     EXPECT_EQ(listed.count(verb), 1U) << verb;
   }
-  EXPECT_EQ(listed.size(), static_cast<size_t>(Verb::kWindowFill) + 2);
+  EXPECT_EQ(listed.size(), static_cast<size_t>(Verb::kLeaseMapClose) + 2);
 }
 
 TEST(Messages, RoundTrip) {

@@ -17,6 +17,7 @@
 #include "ipc/identity/prefix_chain.h"
 #include "ipc/layout/channel.h"
 #include "ipc/layout/feed.h"
+#include "ipc/layout/lease_map.h"
 #include "ipc/layout/shared_directory.h"
 #include "ipc/layout/window.h"
 #include "tests/ipc/all_messages.h"
@@ -236,6 +237,23 @@ std::string feed() {
   return out.str();
 }
 
+std::string lease_map() {
+  std::ostringstream out;
+  out << layout("LeaseMapHeader", sizeof(LeaseMapHeader),
+                {SKV_MEMBER(LeaseMapHeader, magic), SKV_MEMBER(LeaseMapHeader, version),
+                 SKV_MEMBER(LeaseMapHeader, sentence_capacity),
+                 SKV_MEMBER(LeaseMapHeader, chunk_count)})
+      << '\n'
+      << layout("LeaseWordsHeader", sizeof(LeaseWordsHeader),
+                {SKV_MEMBER(LeaseWordsHeader, leases)});
+  const LeaseMapLayout at = LeaseMapLayout::of(/*sentence_capacity=*/1000, /*chunk_count=*/3);
+  out << "\nPlaces begin with the first, words with the second; items at byte "
+      << LeaseMapLayout::kItems
+      << ". With room for 1000 sentences of 3 chunks: chunk 1 of sentence "
+      << "7 at byte " << at.item(7, 1) << "; " << at.bytes << " bytes each.\n";
+  return out.str();
+}
+
 std::string limits() {
   std::ostringstream out;
   out << "| limit | value |\n|---|---|\n"
@@ -375,6 +393,7 @@ const std::map<std::string, std::function<std::string()>> kParts = {
     {"channel", channel},
     {"window", window},
     {"feed", feed},
+    {"lease map", lease_map},
     {"shared directory", shared_directory},
     {"example frames", example_frames},
     {"identity", identity},
