@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -98,13 +99,15 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
     uint32_t chunk_count = 0;
     std::vector<Place> places;
   };
+  // Of one session.
   struct Charge {
-    uint32_t maps = 0;
+    std::set<Map*> maps;
     uint64_t bytes = 0;
   };
 
   Map* find(LeaseMapId id);
   void close(Map& map);
+  void bytes_came_free(const Charge& charge);
   void queue(Map& map);
   void advance(Map& map);
   bool add(Map& map, uint32_t index, const Sentence& sentence);
@@ -118,6 +121,7 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   Placement* placement_ = nullptr;
   std::map<LeaseMapId, std::unique_ptr<Map>> maps_;
   std::map<SessionId, Charge> charges_;
+  std::unordered_multimap<ContextId, Map*> by_context_;
   std::unordered_map<SentenceUid, Shown> shown_;
   std::unordered_multimap<Digest, LeaseMapId, DigestHash> awaited_;
   std::vector<LeaseMapId> pending_;

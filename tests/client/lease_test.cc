@@ -3,7 +3,10 @@
 #include <sys/wait.h>
 
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "client/skv.h"
@@ -238,6 +241,9 @@ TEST_F(LeaseTest, AClosedSessionGivesBackWhatItHeld) {
   }
   auto at = PutEngine::sized<skv_leased_layer>();
   EXPECT_NE(skv_lease_get_layer(lease, 0, 0, &at), SKV_OK);
+  std::ifstream maps("/proc/self/maps");
+  const std::string mapped{std::istreambuf_iterator<char>(maps), {}};
+  EXPECT_EQ(mapped.find("skv-words"), std::string::npos);  // of the one that is closed
   const nlohmann::json now = settled(1);
   EXPECT_EQ(now["sessions"]["lease_maps"], 0);
   EXPECT_EQ(now["sessions"]["charges_left"], 0);
