@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "daemon/limits.h"
 #include "daemon/verbs.h"
 
 namespace skv {
@@ -177,7 +176,7 @@ void LeaseMaps::advance(Map& map) {
     if (sentence == nullptr || sentence->state != SentenceState::kStored) {
       return await(map, context.sentence(map.next).key);
     }
-    if (chunks >= kLeaseMapChunksPerTurn) return queue(map);
+    if (chunks >= limits_.chunks_per_turn) return queue(map);
     if (!add(map, map.next, *sentence)) {
       map.full = true;
       return forget_await(map);

@@ -9,6 +9,7 @@
 
 #include "daemon/context.h"
 #include "daemon/directory.h"
+#include "daemon/limits.h"
 #include "daemon/loop.h"
 #include "daemon/placement.h"
 #include "ipc/lease_map.h"
@@ -31,7 +32,8 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   // Of one session.
   struct Limits {
     uint32_t maps = 0;
-    uint64_t bytes = 0;  // of bodies that its maps show
+    uint64_t bytes = 0;                                 // of bodies that its maps show
+    uint32_t chunks_per_turn = kLeaseMapChunksPerTurn;  // of one map
   };
   LeaseMaps(Loop& loop, Directory& directory, const Limits& limits)
       : loop_(loop), directory_(directory), limits_(limits) {}
