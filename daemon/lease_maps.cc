@@ -6,13 +6,6 @@
 #include "daemon/verbs.h"
 
 namespace skv {
-namespace {
-
-// Chunks that one map is shown per turn of the loop: some 10 ns each.
-constexpr uint32_t kChunksPerTurn = 8192;
-
-}  // namespace
-
 // --- maps ----------------------------------------------------------------------------------------
 
 LeaseMaps::Map* LeaseMaps::find(LeaseMapId id) {
@@ -24,8 +17,8 @@ Result<LeaseMaps::Opened> LeaseMaps::open(LeaseMapId id,
                                           const std::shared_ptr<Context>& context,
                                           uint32_t sentence_capacity) {
   if (const auto charge = charges_.find(context->session());
-      charge != charges_.end() && charge->second.maps >= limits_.maps) {
-    return limit_error("lease maps (sessions.contexts)", charge->second.maps, limits_.maps);
+      charge != charges_.end() && charge->second.maps.size() >= limits_.maps) {
+    return limit_error("lease maps (sessions.contexts)", charge->second.maps.size(), limits_.maps);
   }
   Result<std::unique_ptr<LeaseMapWriter>> writer =
       LeaseMapWriter::create(sentence_capacity, context->model()->layout().chunk_count());
@@ -36,7 +29,8 @@ Result<LeaseMaps::Opened> LeaseMaps::open(LeaseMapId id,
   made->writer = std::move(writer).value();
   Map& map = *made;
   maps_.emplace(id, std::move(made));
-  ++charges_[map.session()].maps;
+  charges_[map.session()].maps.insert(&map);
+  by_context_.emplace(context->id(), &map);
   advance(map);
   return Opened{map.writer->take_places(), map.writer->take_words(), map.writer->bytes()};
 }
@@ -54,31 +48,36 @@ void LeaseMaps::close(Map& map) {
     if (uid != SentenceUid{}) remove(map, uid);
   }
   for (const SentenceUid uid : map.gone) remove(map, uid);
-  const SessionId session = map.session();
+  const auto [first, last] = by_context_.equal_range(map.context->id());
+  by_context_.erase(
+      std::find_if(first, last, [&](const auto& entry) { return entry.second == &map; }));
+  const auto charge = charges_.find(map.session());
+  charge->second.maps.erase(&map);
   maps_.erase(map.id);
-  const auto charge = charges_.find(session);
-  if (--charge->second.maps == 0) {
+  if (charge->second.maps.empty()) {
     charges_.erase(charge);
-    return;
+  } else {
+    bytes_came_free(charge->second);
   }
-  for (const auto& [id, other] : maps_) {
-    if (other->session() == session && other->full) queue(*other);
+}
+
+void LeaseMaps::bytes_came_free(const Charge& charge) {
+  for (Map* map : charge.maps) {
+    if (map->full) queue(*map);
   }
 }
 
 void LeaseMaps::session_closed(SessionId session) {
-  std::vector<Map*> closing;
-  for (const auto& [id, map] : maps_) {
-    if (map->session() == session) closing.push_back(map.get());
-  }
-  for (Map* map : closing) close(*map);
+  const auto charge = charges_.find(session);
+  if (charge == charges_.end()) return;
+  for (Map* map : std::set<Map*>(charge->second.maps)) close(*map);
 }
 
 LeaseMaps::Usage LeaseMaps::usage() const {
   Usage usage;
   for (const auto& [id, map] : maps_) usage.leases += map->writer->leases();
   for (const auto& [session, charge] : charges_) {
-    usage.maps += charge.maps;
+    usage.maps += static_cast<uint32_t>(charge.maps.size());
     usage.bytes += charge.bytes;
   }
   return usage;
@@ -86,11 +85,9 @@ LeaseMaps::Usage LeaseMaps::usage() const {
 
 LeaseMaps::Usage LeaseMaps::usage(SessionId session) const {
   Usage usage;
-  for (const auto& [id, map] : maps_) {
-    if (map->session() == session) usage.leases += map->writer->leases();
-  }
   if (const auto charge = charges_.find(session); charge != charges_.end()) {
-    usage.maps = charge->second.maps;
+    for (const Map* map : charge->second.maps) usage.leases += map->writer->leases();
+    usage.maps = static_cast<uint32_t>(charge->second.maps.size());
     usage.bytes = charge->second.bytes;
   }
   return usage;
@@ -122,9 +119,8 @@ void LeaseMaps::run_pending() {
 }
 
 void LeaseMaps::context_changed(ContextId context) {
-  for (const auto& [id, map] : maps_) {
-    if (map->context->id() == context) queue(*map);
-  }
+  const auto [first, last] = by_context_.equal_range(context);
+  for (auto it = first; it != last; ++it) queue(*it->second);
 }
 
 void LeaseMaps::sentence_stored(const Sentence& sentence) {
@@ -180,7 +176,7 @@ void LeaseMaps::advance(Map& map) {
     if (sentence == nullptr || sentence->state != SentenceState::kStored) {
       return await(map, context.sentence(map.next).key);
     }
-    if (chunks >= kChunksPerTurn) return queue(map);
+    if (chunks >= limits_.chunks_per_turn) return queue(map);
     if (!add(map, map.next, *sentence)) {
       map.full = true;
       return forget_await(map);
@@ -270,11 +266,10 @@ void LeaseMaps::forget(SentenceUid uid) {
   if (found == shown_.end()) return;
   for (const Place& place : found->second.places) {
     Map& map = *place.map;
-    charges_.at(map.session()).bytes -= found->second.bytes;
     std::erase(map.gone, uid);
-    for (const auto& [id, other] : maps_) {
-      if (other->session() == map.session() && other->full) queue(*other);
-    }
+    Charge& charge = charges_.at(map.session());
+    charge.bytes -= found->second.bytes;
+    bytes_came_free(charge);
   }
   shown_.erase(found);
 }

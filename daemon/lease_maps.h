@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
 #include "daemon/context.h"
 #include "daemon/directory.h"
+#include "daemon/limits.h"
 #include "daemon/loop.h"
 #include "daemon/placement.h"
 #include "ipc/lease_map.h"
@@ -30,7 +32,8 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   // Of one session.
   struct Limits {
     uint32_t maps = 0;
-    uint64_t bytes = 0;  // of bodies that its maps show
+    uint64_t bytes = 0;                                 // of bodies that its maps show
+    uint32_t chunks_per_turn = kLeaseMapChunksPerTurn;  // of one map
   };
   LeaseMaps(Loop& loop, Directory& directory, const Limits& limits)
       : loop_(loop), directory_(directory), limits_(limits) {}
@@ -98,13 +101,15 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
     uint32_t chunk_count = 0;
     std::vector<Place> places;
   };
+  // Of one session.
   struct Charge {
-    uint32_t maps = 0;
+    std::set<Map*> maps;
     uint64_t bytes = 0;
   };
 
   Map* find(LeaseMapId id);
   void close(Map& map);
+  void bytes_came_free(const Charge& charge);
   void queue(Map& map);
   void advance(Map& map);
   bool add(Map& map, uint32_t index, const Sentence& sentence);
@@ -118,6 +123,7 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   Placement* placement_ = nullptr;
   std::map<LeaseMapId, std::unique_ptr<Map>> maps_;
   std::map<SessionId, Charge> charges_;
+  std::unordered_multimap<ContextId, Map*> by_context_;
   std::unordered_map<SentenceUid, Shown> shown_;
   std::unordered_multimap<Digest, LeaseMapId, DigestHash> awaited_;
   std::vector<LeaseMapId> pending_;

@@ -41,6 +41,12 @@ inline constexpr uint64_t kWindowTablesBytesMax = 1ULL << 30;
 // most an eighth of the tier's budget; a load in place leases at most a quarter of the budget.
 inline constexpr uint64_t kLoadBatchBytes = 8ULL << 20;
 
+// A lease map has two memories of 4 bytes per chunk that the context can come to have, touched as
+// sentences are shown: 2 x 8 KiB per 64 sentences of 32 chunks. Per session at most
+// sessions.contexts of them, each two mappings of the process. One is shown this many chunks per
+// turn of the loop, of some 20 ns each.
+inline constexpr uint32_t kLeaseMapChunksPerTurn = 8192;
+
 // Connections beyond sessions.max that may be told so.
 inline constexpr uint32_t kGreetingsMax = 64;
 

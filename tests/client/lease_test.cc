@@ -2,8 +2,14 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <random>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "client/skv.h"
@@ -160,6 +166,41 @@ TEST_F(LeaseTest, LeasesHoldUnderPressureAndBeyondTheirContext) {
   EXPECT_EQ(now["sessions"]["in_place_bytes"], 0);
 }
 
+// Goal: whatever moves meanwhile, what a lease that is still good showed are the bytes that were
+// put. Method: two threads of one session lease, read and release single sentences and ranges, cold
+// and warm, while another session puts three times the host tier through it.
+TEST_F(LeaseTest, LeasesAreGoodWhileOthersMakeRoom) {
+  const auto writer = engine(1, true);
+  const auto reader = engine(1, false);
+  std::atomic<bool> stop{false};
+  std::atomic<uint32_t> good{0};
+  std::atomic<uint32_t> bad{0};
+  const auto read = [&](uint32_t salt) {
+    std::minstd_rand random(salt);
+    while (!stop.load()) {
+      auto options = PutEngine::sized<skv_load_options>();
+      options.first_sentence = static_cast<uint32_t>(random() % kSentences);
+      options.sentence_count = 1;
+      options.layer_count = kShape.layers;
+      skv_lease lease = nullptr;
+      if (skv_load_in_place(reader->context(), &options, &lease, nullptr) != SKV_OK) continue;
+      (wrong(lease, 1, options.first_sentence) == 0 ? good : bad).fetch_add(1);
+      (void)skv_lease_release(lease);
+    }
+  };
+  std::thread one(read, 1);
+  std::thread two(read, 2);
+  press();
+  stop.store(true);
+  one.join();
+  two.join();
+  EXPECT_EQ(bad.load(), 0U);
+  EXPECT_GT(good.load(), 0U);
+  const nlohmann::json status = watcher_.stat();
+  EXPECT_GT(status["sessions"]["in_place_leases"], 0);
+  EXPECT_GT(status["placement"]["demotions"], 0);
+}
+
 TEST_F(LeaseTest, DropKeepsWhatIsLeasedWithoutAMessage) {
   const auto writer = engine(1, true);
   const auto reader = engine(1, false);
@@ -238,6 +279,9 @@ TEST_F(LeaseTest, AClosedSessionGivesBackWhatItHeld) {
   }
   auto at = PutEngine::sized<skv_leased_layer>();
   EXPECT_NE(skv_lease_get_layer(lease, 0, 0, &at), SKV_OK);
+  std::ifstream maps("/proc/self/maps");
+  const std::string mapped{std::istreambuf_iterator<char>(maps), {}};
+  EXPECT_EQ(mapped.find("skv-words"), std::string::npos);  // of the one that is closed
   const nlohmann::json now = settled(1);
   EXPECT_EQ(now["sessions"]["lease_maps"], 0);
   EXPECT_EQ(now["sessions"]["charges_left"], 0);

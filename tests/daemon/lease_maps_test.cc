@@ -241,6 +241,19 @@ TEST(LeaseMaps, TheMapFollowsItsContextAndWhoeverPutsIt) {
   EXPECT_FALSE(world.lease_maps->reads(uid, 0));
 }
 
+TEST(LeaseMaps, ALongContextIsShownOverSeveralTurns) {
+  World world({.chunks_per_turn = 4});  // 2 sentences
+  const Context context = world.chain(kA, 100, 5);
+  world.put(context, 0, 5);
+  const LeaseMapReader reader = world.lease_map(kMap, context).value();
+  for (uint32_t shown = 2; shown < 5; shown += 2) {
+    EXPECT_TRUE(there(reader, shown - 1));
+    EXPECT_FALSE(there(reader, shown));
+    world.lease_maps->run_pending();
+  }
+  EXPECT_TRUE(there(reader, 4));
+}
+
 TEST(LeaseMaps, LimitsAreNamedAndHold) {
   World world({.host_bytes = 4U << 20, .in_place_bytes = 400U << 10});  // 3 sentences of 128 KiB
   const Context context = world.chain(kA, 100, 4);

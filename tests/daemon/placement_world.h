@@ -113,6 +113,7 @@ class World {
     uint64_t vectors_bytes = 0;
     uint32_t layers = 2;
     uint64_t in_place_bytes = 64U << 20;  // LeaseMaps::Limits
+    uint32_t chunks_per_turn = kLeaseMapChunksPerTurn;
     // The real NvmeStore on a disk in memory instead of the fake: nvme_bytes is the file.
     bool real_nvme = false;
   };
@@ -137,7 +138,8 @@ class World {
     data = FakeDataThread{};
     directory = std::make_unique<Directory>(42);
     lease_maps = std::make_unique<LeaseMaps>(
-        loop, *directory, LeaseMaps::Limits{kLeaseMapsMax, options.in_place_bytes});
+        loop, *directory,
+        LeaseMaps::Limits{kLeaseMapsMax, options.in_place_bytes, options.chunks_per_turn});
     directory->add_listener(lease_maps.get());
     placement = std::make_unique<Placement>(
         PlacementOptions{.vectors_bytes = options.vectors_bytes},

@@ -118,14 +118,18 @@ TEST(LeaseMap, AMemoryThatIsNoneIsRefused) {
 // to another while readers go on.
 // Method: one thread takes chunks away, writes other bytes into their memory and shows them
 // elsewhere, in an order from a seed, while readers lease ranges and look at every word of them
-// until they give them back. Each side has mappings of its own.
+// until they give them back. Each side has mappings of its own. Few chunks, small frames and many
+// rounds: a reader that looks before it counts is found in most runs, a hide that is not
+// sequentially consistent in some.
 TEST(LeaseMap, WhatIsTakenAwayIsReadByNobody) {
-  constexpr uint32_t kWords = 64;  // of a frame
-  constexpr uint32_t kFrames = 2 * kSentences * kChunks;
+  constexpr uint32_t kHot = 2;    // chunks, of one sentence
+  constexpr uint32_t kWords = 4;  // of a frame
+  constexpr uint32_t kFrames = 2 * kHot;
+  constexpr uint64_t kRounds = 1'000'000;
   using Frame = std::array<std::atomic<uint64_t>, kWords>;
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
-  Sides sides;
+  Sides sides(1, kHot);
   std::vector<Frame> frames(kFrames);
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> wrong{0};
@@ -134,30 +138,20 @@ TEST(LeaseMap, WhatIsTakenAwayIsReadByNobody) {
   const auto fill = [&](uint64_t frame, uint64_t value) {
     for (std::atomic<uint64_t>& word : frames[frame]) word.store(value, std::memory_order_relaxed);
   };
-  const auto id = [](uint32_t sentence, uint32_t chunk) {
-    return uint64_t{sentence} * kChunks + chunk + 1;
-  };
   const auto read = [&](uint32_t salt) {
-    const LeaseMapReader reader = sides.reader().value();
-    std::mt19937_64 random(seed + salt);
+    const LeaseMapReader reader = sides.reader(kHot).value();
+    std::minstd_rand random(static_cast<uint32_t>(seed) + salt);
     std::vector<uint64_t> offsets;
     while (!stop.load(std::memory_order_relaxed)) {
-      LeaseMapReader::Range range;
-      range.first_sentence = static_cast<uint32_t>(random() % kSentences);
-      range.sentence_count =
-          1 + static_cast<uint32_t>(random() % (kSentences - range.first_sentence));
-      range.first_chunk = static_cast<uint32_t>(random() % kChunks);
-      range.chunk_count = 1 + static_cast<uint32_t>(random() % (kChunks - range.first_chunk));
+      LeaseMapReader::Range range{0, 1, static_cast<uint32_t>(random() % kHot), 1};
+      if (range.first_chunk == 0 && random() % 4 == 0) range.chunk_count = kHot;
       offsets.clear();
       if (!reader.take(range, offsets)) continue;
       leased.fetch_add(1, std::memory_order_relaxed);
       for (uint32_t pass = 0; pass < 3; ++pass) {
         for (size_t i = 0; i < offsets.size(); ++i) {
-          const uint64_t expected =
-              id(range.first_sentence + static_cast<uint32_t>(i) / range.chunk_count,
-                 range.first_chunk + static_cast<uint32_t>(i) % range.chunk_count);
           for (const std::atomic<uint64_t>& word : frames[offsets[i] / 4096]) {
-            if (word.load(std::memory_order_relaxed) != expected) wrong.fetch_add(1);
+            if (word.load(std::memory_order_relaxed) != range.first_chunk + i) wrong.fetch_add(1);
           }
         }
       }
@@ -165,30 +159,29 @@ TEST(LeaseMap, WhatIsTakenAwayIsReadByNobody) {
     }
   };
   std::vector<std::thread> readers;
-  for (uint32_t i = 0; i < 3; ++i) readers.emplace_back(read, i);
+  for (uint32_t i = 0; i < 2; ++i) readers.emplace_back(read, i);
 
-  std::mt19937_64 random(seed);
+  std::minstd_rand random(static_cast<uint32_t>(seed));
   std::vector<uint64_t> free_frames(kFrames);
   for (uint64_t frame = 0; frame < kFrames; ++frame) free_frames[frame] = frame;
-  std::vector<uint64_t> frame_of(size_t{kSentences} * kChunks, kFrames);
+  std::array<uint64_t, kHot> frame_of{kFrames, kFrames};
   uint64_t taken = 0;
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-  while ((taken < 2000 || leased.load() < 2000) && std::chrono::steady_clock::now() < deadline) {
-    const auto sentence = static_cast<uint32_t>(random() % kSentences);
-    const auto chunk = static_cast<uint32_t>(random() % kChunks);
-    uint64_t& frame = frame_of[id(sentence, chunk) - 1];
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while ((taken < kRounds || leased.load() < kRounds / 10) &&
+         std::chrono::steady_clock::now() < deadline) {
+    const auto chunk = static_cast<uint32_t>(random() % kHot);
+    uint64_t& frame = frame_of[chunk];
     if (frame == kFrames) {  // arrives, at a place that another chunk had
       std::swap(free_frames[random() % free_frames.size()], free_frames.back());
       frame = free_frames.back();
       free_frames.pop_back();
-      fill(frame, id(sentence, chunk));
-      sides.writer->show(sentence, chunk, frame * 4096);
+      fill(frame, chunk);
+      sides.writer->show(0, chunk, frame * 4096);
       continue;
     }
-    sides.writer->hide(sentence, chunk);
-    if (sides.writer->held(sentence, chunk)) {
-      sides.writer->show(sentence, chunk, frame * 4096);
-      if (random() % 4 == 0) std::this_thread::yield();
+    sides.writer->hide(0, chunk);
+    if (sides.writer->held(0, chunk)) {
+      sides.writer->show(0, chunk, frame * 4096);
       continue;
     }
     fill(frame, ~uint64_t{0});
@@ -199,13 +192,9 @@ TEST(LeaseMap, WhatIsTakenAwayIsReadByNobody) {
   stop.store(true);
   for (std::thread& reader : readers) reader.join();
   EXPECT_EQ(wrong.load(), 0U);
-  EXPECT_GE(taken, 2000U);
-  EXPECT_GE(leased.load(), 2000U);
-  for (uint32_t sentence = 0; sentence < kSentences; ++sentence) {
-    for (uint32_t chunk = 0; chunk < kChunks; ++chunk) {
-      EXPECT_FALSE(sides.writer->held(sentence, chunk));
-    }
-  }
+  EXPECT_GT(taken, 0U);
+  EXPECT_GT(leased.load(), 0U);
+  for (uint32_t chunk = 0; chunk < kHot; ++chunk) EXPECT_FALSE(sides.writer->held(0, chunk));
 }
 
 }  // namespace
