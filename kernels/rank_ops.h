@@ -48,6 +48,10 @@ struct FineJob {
 // 16 channels go with the low halves of a line, 16 with the high ones.
 void line_query(const float* query, uint32_t k_dim, float* to);
 
+// The squares of a query's channels in steps of the largest; returns what one step of those times
+// one of a sentence's squares stands for.
+float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps);
+
 // Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
 struct FlatQueries {
   const float* first = nullptr;   // kMinMax: the part above 0; else the query
