@@ -127,6 +127,9 @@ void scan_pages(const RankCall& call, const FlatQueries& queries, size_t stride)
         view.sentences[std::min(first + kPageSentences, view.sentence_count) - 1];
     const uint32_t first_block = view.sentences[first].first_block;
     job.area = view.pages[first / kPageSentences] + view.area_offset;
+    job.next = first + kPageSentences < view.sentence_count
+                   ? view.pages[first / kPageSentences + 1] + view.area_offset
+                   : nullptr;
     job.run_count = (last.first_block + last.block_count - first_block) * runs_per_block(view);
     job.logits = call.scratch.logits.data() + size_t{first_block} * runs_per_block(view);
     call.flat_ops.scan(job);

@@ -211,7 +211,10 @@ void scan_kind(const FlatJob& job) {
   float maxima[kQueriesMax * kLanes];
   for (size_t i = 0; i < job.query_count * kLanes; ++i) maxima[i] = kLogitNone;
   At at{};
-  at.tile = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  const std::byte* tiles = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  const std::byte* next =
+      job.next == nullptr ? nullptr : job.next + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  at.tile = tiles;
   at.k_dim = job.k_dim;
   at.first = job.queries->first;
   at.spread = job.queries->spread;
@@ -221,7 +224,7 @@ void scan_kind(const FlatJob& job) {
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
   for (size_t tile = 0; tile < tile_count; ++tile, at.tile += tile_bytes) {
     size_t q = 0;
-    at.ahead = ahead_of(at.tile, job.query_count);
+    at.ahead = ahead_of(tiles, tile_count * tile_bytes, next, tile * tile_bytes, job.query_count);
     const auto done = [&](size_t queries) {
       q += queries;
       at.ahead = nullptr;

@@ -60,6 +60,7 @@ struct FlatQueries {
 // All runs of one page of a flat kind against all queries.
 struct FlatJob {
   const std::byte* area = nullptr;
+  const std::byte* next = nullptr;  // the area that is read after it: asked for on the way
   IndexKind kind = IndexKind::kFp16;
   uint32_t run_count = 0;
   uint32_t run_tokens = 0;
