@@ -249,7 +249,7 @@ class BestRow {
     const float sum = call_.flat_ops.masses(logits, max, count * runs_, runs_, run_tokens());
     if (!order_is_certain(logits + first_, is_max ? kScoreMargin : kOtherMaxMargin)) return false;
     const float factor = RankCall::share_factor(max, sum);
-    call_.flat_ops.first_share(logits, factor, count, row_.scores.data());
+    call_.flat_ops.shares({logits, 0, &factor, 1, RankReduction::kMean, count, row_.scores.data()});
     row_.normalisers[0] = {max, sum};
     list_sentences();
     result = {};

@@ -154,26 +154,19 @@ void score_row(const RankCall& call, uint32_t row_index, size_t stride) {
   const RankView& view = call.view;
   const uint32_t blocks = view.end_block;
   const uint32_t count = call.query.query_count;
+  float factors[kRankQueriesMax];
   for (uint32_t q = 0; q < count; ++q) {
     const size_t query = size_t{row_index} * count + q;
-    float* masses = s.logits.data() + query * stride;
     const float max = s.maxima[query];
     const float sum =
-        call.flat_ops.masses(masses, max, blocks * runs_per_block(view), runs_per_block(view),
-                             static_cast<float>(view.run_tokens));
+        call.flat_ops.masses(s.logits.data() + query * stride, max, blocks * runs_per_block(view),
+                             runs_per_block(view), static_cast<float>(view.run_tokens));
     const bool any = max != kLogitNone;
     row.normalisers[q] = {any ? max : 0.0F, any ? sum : 0.0F};
-    const float factor = RankCall::share_factor(max, sum);
-    if (q == 0) {
-      call.flat_ops.first_share(masses, factor, blocks, row.scores.data());
-    } else {
-      call.ops.add(masses, factor, call.options.reduction, padded_to_16(blocks), row.scores.data());
-    }
+    factors[q] = RankCall::share_factor(max, sum);
   }
-  if (count > 1 && call.options.reduction == RankReduction::kMean) {
-    call.flat_ops.first_share(row.scores.data(), 1.0F / static_cast<float>(count), blocks,
-                              row.scores.data());
-  }
+  call.flat_ops.shares({s.logits.data() + size_t{row_index} * count * stride, stride, factors,
+                        count, call.options.reduction, blocks, row.scores.data()});
 }
 
 }  // namespace

@@ -80,6 +80,17 @@ inline constexpr uint32_t kFlatRoom = 512;     // logits behind the last of a qu
 inline constexpr uint32_t kQuerySpread = 4;
 void spread_query(const float* query, uint32_t k_dim, float* to);
 
+// From masses to scores, all queries of a row in one pass.
+struct ShareJob {
+  const float* masses = nullptr;   // [query][block]
+  size_t stride = 0;               // from query to query
+  const float* factors = nullptr;  // [query]
+  uint32_t query_count = 0;
+  RankReduction reduction = RankReduction::kMean;
+  size_t count = 0;         // blocks
+  float* totals = nullptr;  // 15 values behind the last are written too
+};
+
 struct FlatOps {
   void (*scan)(const FlatJob& job);
   // Logits of all runs to masses of their blocks, in place: run_tokens * the tree of 2^(logit -
@@ -87,8 +98,9 @@ struct FlatOps {
   // is a multiple of runs_per_block; up to kFlatRoom values behind it are written too.
   float (*masses)(
       float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens);
-  // totals[i] = masses[i] * factor; 15 values behind `count` are written too.
-  void (*first_share)(const float* masses, float factor, size_t count, float* totals);
+  // masses * factor of the first query, then fma(masses, factor, that), or the larger; the mean of
+  // several times 1 / queries.
+  void (*shares)(const ShareJob& job);
 };
 
 struct RankOps {
