@@ -109,8 +109,6 @@ FlatQueries prepare_queries(const RankCall& call) {
           s.query_steps.data(), s.query_offsets.data(),     s.query_factors.data()};
 }
 
-uint32_t runs_per_block(const RankView& view) { return view.block_tokens / view.run_tokens; }
-
 void scan_pages(const RankCall& call, const FlatQueries& queries, size_t stride) {
   const RankView& view = call.view;
   FlatJob job;
