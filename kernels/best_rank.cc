@@ -301,6 +301,18 @@ class BestRow {
   uint32_t candidates_ = 0;
 };
 
+// While a list is looked through, nothing is read: some of the next page can come. Many queries
+// wait for no memory.
+void ask_for_more(const SketchJob& job, uint32_t row) {
+  constexpr uint32_t kLines = 64;
+  constexpr uint32_t kManyQueries = 8;
+  if (job.next == nullptr || job.query_count >= kManyQueries) return;
+  const std::byte* from = job.next + (job.query_count < kAheadQueries ? 0 : kScanAhead);
+  for (uint32_t line = row * kLines; line < (row + 1) * kLines; ++line) {
+    __builtin_prefetch(from + size_t{line} * 64, 0, 2);
+  }
+}
+
 // Bounds of one page after the other, each looked through while it is in the nearest cache.
 void scan_sketches(const RankCall& call, const SketchQuery* queries) {
   const RankView& view = call.view;
@@ -324,6 +336,7 @@ void scan_sketches(const RankCall& call, const SketchQuery* queries) {
     job.run_count = (last.first_block + last.block_count - first_block) * runs_per_block(view);
     call.sketch_ops.bounds(job);
     for (uint32_t i = 0; i < job.query_count; ++i) {
+      ask_for_more(job, i);
       BestRow(call, i).add(job, first_block, queries[i], job.bounds + i * job.stride);
     }
   }

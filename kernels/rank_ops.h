@@ -74,7 +74,11 @@ struct FlatJob {
 
 inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
 inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
-inline constexpr uint32_t kFlatRoom = 512;     // logits behind the last of a query: 16 blocks
+// What is asked for ahead of a scan, and from how many queries on: fewer keep up with what the CPU
+// asks for by itself.
+inline constexpr size_t kScanAhead = 8192;  // bytes
+inline constexpr uint32_t kAheadQueries = 4;
+inline constexpr uint32_t kFlatRoom = 512;  // logits behind the last of a query: 16 blocks
 
 // Every 4 channels of a query as often as a vector of 16 lanes holds them.
 inline constexpr uint32_t kQuerySpread = 4;

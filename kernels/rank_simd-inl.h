@@ -255,14 +255,13 @@ HWY_INLINE hn::Mask<Floats> first_lanes(size_t count, size_t first) {
   return hn::RebindMask(Floats(), hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left)));
 }
 
-// What to ask for while the bytes from `offset` of `all` are read, before those from `next`. Null:
-// one or a few queries keep up with what the CPU asks for by itself.
+// What to ask for while the bytes from `offset` of `all` are read, before those from `next`; null:
+// nothing.
 HWY_INLINE const std::byte* ahead_of(
     const std::byte* all, size_t bytes, const std::byte* next, size_t offset, size_t query_count) {
-  constexpr size_t kAhead = 8192;
-  if (query_count < 4) return nullptr;
-  if (offset + kAhead < bytes) return all + offset + kAhead;
-  return (next == nullptr ? all : next) + (offset + kAhead - bytes);
+  if (query_count < kAheadQueries) return nullptr;
+  if (offset + kScanAhead < bytes) return all + offset + kScanAhead;
+  return (next == nullptr ? all : next) + (offset + kScanAhead - bytes);
 }
 
 HWY_INLINE FloatVector cleaned(FloatVector logits) {
