@@ -4,6 +4,7 @@
 #include <bit>
 #include <span>
 
+#include "kernels/block_reader.h"
 #include "kernels/cut_ops.h"
 #include "kernels/flat_pages.h"
 #include "kernels/rank_math.h"
@@ -23,21 +24,12 @@ constexpr float kOtherMaxMargin = 0x1p-15F;
 constexpr float kMassMin = 0x1p-90F;  // below, of the largest: scores might be subnormal, or 0
 // Above this share of the blocks, a full scan is as fast.
 constexpr uint32_t kBlocksPerCandidate = 4;
-
 // Above this share of the blocks, a list is given up: a full scan is as fast.
 constexpr uint32_t kBlocksPerListed = 2;
 // Entries of a list, beside some of the best, before it is looked through for the first time.
 constexpr uint32_t kListRoom = 256;
 // Exponents beyond are cut off: sums of up to 64 runs stay finite.
 constexpr float kExponentMax = 60.0F;
-
-uint32_t runs_per_block(const RankView& view) { return view.block_tokens / view.run_tokens; }
-
-// Of a few runs, mostly one: a call would cost more.
-float* copy_runs(const float* from, uint32_t count, float* to) {
-  for (uint32_t i = 0; i < count; ++i) to[i] = from[i];
-  return to + count;
-}
 
 // The k-th largest, of at least k values that are neither NaN nor below kLogitNone: bit by bit, in
 // integers of the same order.
@@ -109,12 +101,11 @@ class BestRow {
   bool finish(RankResult& result) {
     if (list_.is_lost || list_.count < call_.options.best_blocks) return false;
     tighten();
-    if (list_.is_lost) return false;
+    if (list_.is_lost || list_.count < call_.options.best_blocks) return false;
     float* masses = s_.member_masses.data();
     const float largest = copy_of(list_.bounds.data(), list_.count, masses);
     if (!(largest <= kLogitMax) || largest == kLogitNone) return false;
     call_.flat_ops.masses(masses, largest, list_.count * runs_, runs_, run_tokens());
-    spread_query(query_, view_.k_dim, first_line(s_.query_spread));
     const uint32_t guessed = guess({masses, list_.count});
     const float floor = exp2_of(list_.floor_log2 - largest) * list_.floor_mass * run_tokens();
     const float threshold = std::max(mass_of_guessed(guessed, largest), floor) * kMassMargin;
@@ -186,7 +177,7 @@ class BestRow {
     const auto count = static_cast<uint32_t>(
         simd_cut_ops().collect(masses.data(), masses.size(), last, s_.guesses.data()));
     for (uint32_t i = 0; i < count; ++i) s_.guesses[i] = list_.blocks[s_.guesses[i]];
-    read_logits(s_.guesses.data(), count, s_.guess_logits.data());
+    read_blocks(call_, query_, {s_.guesses.data(), count}, s_.guess_logits.data());
     return count;
   }
 
@@ -226,7 +217,7 @@ class BestRow {
     };
     each([](uint32_t, uint32_t) {}, [&](uint32_t i) { others[other_count++] = row_.blocks[i]; });
     float* other_logits = s_.guess_logits.data() + size_t{guessed} * runs_;
-    read_logits(others, other_count, other_logits);
+    read_blocks(call_, query_, {others, other_count}, other_logits);
     float* to = s_.candidate_logits.data();
     each(
         [&](uint32_t i, uint32_t g) {
@@ -249,7 +240,7 @@ class BestRow {
     const float sum = call_.flat_ops.masses(logits, max, count * runs_, runs_, run_tokens());
     if (!order_is_certain(logits + first_, is_max ? kScoreMargin : kOtherMaxMargin)) return false;
     const float factor = RankCall::share_factor(max, sum);
-    call_.flat_ops.first_share(logits, factor, count, row_.scores.data());
+    call_.flat_ops.shares({logits, 0, &factor, 1, RankReduction::kMean, count, row_.scores.data()});
     row_.normalisers[0] = {max, sum};
     list_sentences();
     result = {};
@@ -278,21 +269,12 @@ class BestRow {
            });
   }
 
-  // The page that holds a block, from one before it.
-  uint32_t page_of(uint32_t block, uint32_t page) const {
-    while ((page + 1) * kPageSentences < view_.sentence_count &&
-           view_.sentences[(page + 1) * kPageSentences].first_block <= block) {
-      ++page;
-    }
-    return page;
-  }
-
   void list_sentences() {
     row_.fine_count = 0;
     uint32_t page = 0;
     for (uint32_t i = 0; i < row_.block_count; ++i) {
       const uint32_t block = row_.blocks[i];
-      page = page_of(block, page);
+      page = page_of(view_, block, page);
       const RankSentence* at = view_.sentences + page * kPageSentences;
       uint32_t left = std::min(kPageSentences, view_.sentence_count - page * kPageSentences);
       // Without a branch, which would be a surprise each time.
@@ -307,50 +289,6 @@ class BestRow {
     }
   }
 
-  // [block][run], of blocks that ascend. Each piece of a tile is read once.
-  void read_logits(const uint32_t* blocks, uint32_t count, float* to) {
-    constexpr uint32_t kAtOnce = 256;
-    const std::byte* pieces[kAtOnce];
-    float logits[(kAtOnce + 1) * kPieceRuns];
-    struct Part {  // of a block in one piece
-      uint32_t piece;
-      uint32_t lane;
-    };
-    Part parts[kAtOnce];
-    const uint32_t piece_bytes = FlatAreaLayout::piece_bytes(view_.k_dim);
-    const uint32_t part_runs = std::min(runs_, kPieceRuns);
-    uint32_t part_count = 0;
-    PieceJob job;
-    job.pieces = pieces;
-    job.kind = view_.kind;
-    job.k_dim = view_.k_dim;
-    job.query = query_;
-    job.spread = first_line(s_.query_spread);
-    job.logits = logits;
-    const auto flush = [&] {
-      call_.sketch_ops.logits(job);
-      for (uint32_t i = 0; i < part_count; ++i, to += part_runs) {
-        copy_runs(logits + size_t{parts[i].piece} * kPieceRuns + parts[i].lane, part_runs, to);
-      }
-      job.count = 0;
-      part_count = 0;
-    };
-    uint32_t page = 0;
-    for (uint32_t i = 0; i < count; ++i) {
-      page = page_of(blocks[i], page);
-      const uint32_t first_run =
-          (blocks[i] - view_.sentences[page * kPageSentences].first_block) * runs_;
-      for (uint32_t run = first_run; run < first_run + runs_; run += part_runs) {
-        const std::byte* piece =
-            view_.pages[page] + view_.area_offset + size_t{run / kPieceRuns} * piece_bytes;
-        if (part_count == kAtOnce) flush();
-        if (job.count == 0 || pieces[job.count - 1] != piece) pieces[job.count++] = piece;
-        parts[part_count++] = {static_cast<uint32_t>(job.count) - 1, run % kPieceRuns};
-      }
-    }
-    flush();
-  }
-
   const RankCall& call_;
   const RankView& view_;
   RankScratch& s_;
@@ -362,6 +300,18 @@ class BestRow {
   uint32_t end_;
   uint32_t candidates_ = 0;
 };
+
+// While a list is looked through, nothing is read: some of the next page can come. Many queries
+// wait for no memory.
+void ask_for_more(const SketchJob& job, uint32_t row) {
+  constexpr uint32_t kLines = 64;
+  constexpr uint32_t kManyQueries = 8;
+  if (job.next == nullptr || job.query_count >= kManyQueries) return;
+  const std::byte* from = job.next + (job.query_count < kAheadQueries ? 0 : kScanAhead);
+  for (uint32_t line = row * kLines; line < (row + 1) * kLines; ++line) {
+    __builtin_prefetch(from + size_t{line} * 64, 0, 2);
+  }
+}
 
 // Bounds of one page after the other, each looked through while it is in the nearest cache.
 void scan_sketches(const RankCall& call, const SketchQuery* queries) {
@@ -386,6 +336,7 @@ void scan_sketches(const RankCall& call, const SketchQuery* queries) {
     job.run_count = (last.first_block + last.block_count - first_block) * runs_per_block(view);
     call.sketch_ops.bounds(job);
     for (uint32_t i = 0; i < job.query_count; ++i) {
+      ask_for_more(job, i);
       BestRow(call, i).add(job, first_block, queries[i], job.bounds + i * job.stride);
     }
   }

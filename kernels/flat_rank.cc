@@ -108,8 +108,6 @@ FlatQueries prepare_queries(const RankCall& call) {
           s.query_steps.data(), s.query_offsets.data(),     s.query_factors.data()};
 }
 
-uint32_t runs_per_block(const RankView& view) { return view.block_tokens / view.run_tokens; }
-
 void scan_pages(const RankCall& call, const FlatQueries& queries, size_t stride) {
   const RankView& view = call.view;
   FlatJob job;
@@ -126,6 +124,9 @@ void scan_pages(const RankCall& call, const FlatQueries& queries, size_t stride)
         view.sentences[std::min(first + kPageSentences, view.sentence_count) - 1];
     const uint32_t first_block = view.sentences[first].first_block;
     job.area = view.pages[first / kPageSentences] + view.area_offset;
+    job.next = first + kPageSentences < view.sentence_count
+                   ? view.pages[first / kPageSentences + 1] + view.area_offset
+                   : nullptr;
     job.run_count = (last.first_block + last.block_count - first_block) * runs_per_block(view);
     job.logits = call.scratch.logits.data() + size_t{first_block} * runs_per_block(view);
     call.flat_ops.scan(job);
@@ -150,26 +151,19 @@ void score_row(const RankCall& call, uint32_t row_index, size_t stride) {
   const RankView& view = call.view;
   const uint32_t blocks = view.end_block;
   const uint32_t count = call.query.query_count;
+  float factors[kRankQueriesMax];
   for (uint32_t q = 0; q < count; ++q) {
     const size_t query = size_t{row_index} * count + q;
-    float* masses = s.logits.data() + query * stride;
     const float max = s.maxima[query];
     const float sum =
-        call.flat_ops.masses(masses, max, blocks * runs_per_block(view), runs_per_block(view),
-                             static_cast<float>(view.run_tokens));
+        call.flat_ops.masses(s.logits.data() + query * stride, max, blocks * runs_per_block(view),
+                             runs_per_block(view), static_cast<float>(view.run_tokens));
     const bool any = max != kLogitNone;
     row.normalisers[q] = {any ? max : 0.0F, any ? sum : 0.0F};
-    const float factor = RankCall::share_factor(max, sum);
-    if (q == 0) {
-      call.flat_ops.first_share(masses, factor, blocks, row.scores.data());
-    } else {
-      call.ops.add(masses, factor, call.options.reduction, padded_to_16(blocks), row.scores.data());
-    }
+    factors[q] = RankCall::share_factor(max, sum);
   }
-  if (count > 1 && call.options.reduction == RankReduction::kMean) {
-    call.flat_ops.first_share(row.scores.data(), 1.0F / static_cast<float>(count), blocks,
-                              row.scores.data());
-  }
+  call.flat_ops.shares({s.logits.data() + size_t{row_index} * count * stride, stride, factors,
+                        count, call.options.reduction, blocks, row.scores.data()});
 }
 
 }  // namespace

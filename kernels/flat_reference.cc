@@ -110,8 +110,18 @@ float masses(
   return sum_of_lanes(lanes);
 }
 
-void first_share(const float* masses, float factor, size_t count, float* totals) {
-  for (size_t i = 0; i < count; ++i) totals[i] = masses[i] * factor;
+void shares(const ShareJob& job) {
+  const bool is_mean = job.reduction == RankReduction::kMean;
+  const float per_query = 1.0F / static_cast<float>(job.query_count);
+  for (size_t i = 0; i < job.count; ++i) {
+    float total = job.masses[i] * job.factors[0];
+    for (uint32_t q = 1; q < job.query_count; ++q) {
+      const float mass = job.masses[q * job.stride + i];
+      total =
+          is_mean ? std::fma(mass, job.factors[q], total) : std::max(total, mass * job.factors[q]);
+    }
+    job.totals[i] = is_mean && job.query_count > 1 ? total * per_query : total;
+  }
 }
 
 }  // namespace
@@ -128,7 +138,7 @@ float dot_of_halves(
 }
 
 const FlatOps& reference_flat_ops() {
-  static constexpr FlatOps kOps = {scan, masses, first_share};
+  static constexpr FlatOps kOps = {scan, masses, shares};
   return kOps;
 }
 

@@ -211,7 +211,10 @@ void scan_kind(const FlatJob& job) {
   float maxima[kQueriesMax * kLanes];
   for (size_t i = 0; i < job.query_count * kLanes; ++i) maxima[i] = kLogitNone;
   At at{};
-  at.tile = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  const std::byte* tiles = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  const std::byte* next =
+      job.next == nullptr ? nullptr : job.next + FlatAreaLayout::tiles(kKind, job.run_tokens);
+  at.tile = tiles;
   at.k_dim = job.k_dim;
   at.first = job.queries->first;
   at.spread = job.queries->spread;
@@ -221,7 +224,7 @@ void scan_kind(const FlatJob& job) {
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
   for (size_t tile = 0; tile < tile_count; ++tile, at.tile += tile_bytes) {
     size_t q = 0;
-    at.ahead = ahead_of(at.tile, job.query_count);
+    at.ahead = ahead_of(tiles, tile_count * tile_bytes, next, tile * tile_bytes, job.query_count);
     const auto done = [&](size_t queries) {
       q += queries;
       at.ahead = nullptr;
@@ -274,7 +277,17 @@ float masses(
   const size_t padded = (run_count + unit - 1) / unit * unit;
   std::fill(logits + run_count, logits + padded, kLogitNone);
   float* to = logits;
-  for (size_t first = 0; first < padded; first += kChunk) {
+  // Where a run is a block, one step.
+  const size_t alone = runs_per_block == 1 ? padded : 0;
+  for (size_t i = 0; i < alone; i += 16) {
+    for (size_t part = 0; part < kParts; ++part) {
+      float* at = logits + i + part * kLanes;
+      const auto mass = hn::Mul(exp2_of_lanes(hn::Sub(hn::LoadU(df, at), maxima)), tokens);
+      hn::StoreU(mass, df, at);
+      sums[part] = hn::Add(sums[part], mass);
+    }
+  }
+  for (size_t first = alone; first < padded; first += kChunk) {
     const size_t count = std::min(kChunk, padded - first);
     float* chunk = logits + first;
     for (size_t i = 0; i < count; i += kLanes) {
@@ -297,16 +310,24 @@ float masses(
   return sum_of_lanes(lanes);
 }
 
-void first_share(const float* masses, float factor, size_t count, float* totals) {
+void shares(const ShareJob& job) {
   const Floats df;
-  const auto factors = hn::Set(df, factor);
-  for (size_t i = 0; i < count; i += kLanes) {
-    hn::StoreU(hn::Mul(hn::LoadU(df, masses + i), factors), df, totals + i);
+  const bool is_mean = job.reduction == RankReduction::kMean;
+  const auto per_query = hn::Set(df, 1.0F / static_cast<float>(job.query_count));
+  for (size_t i = 0; i < job.count; i += kLanes) {
+    auto total = hn::Mul(hn::LoadU(df, job.masses + i), hn::Set(df, job.factors[0]));
+    for (size_t q = 1; q < job.query_count; ++q) {
+      const auto mass = hn::LoadU(df, job.masses + q * job.stride + i);
+      const auto factor = hn::Set(df, job.factors[q]);
+      total = is_mean ? hn::MulAdd(mass, factor, total) : hn::Max(total, hn::Mul(mass, factor));
+    }
+    if (is_mean && job.query_count > 1) total = hn::Mul(total, per_query);
+    hn::StoreU(total, df, job.totals + i);
   }
 }
 
 const FlatOps* flat_ops() {
-  static constexpr FlatOps kOps = {scan, masses, first_share};
+  static constexpr FlatOps kOps = {scan, masses, shares};
   return &kOps;
 }
 

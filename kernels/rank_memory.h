@@ -27,6 +27,10 @@ inline float* first_line(std::vector<float>& memory) {
   return memory.data() + (64 - at % 64) % 64 / sizeof(float);
 }
 
+constexpr uint32_t runs_per_block(const RankView& view) {
+  return view.block_tokens / view.run_tokens;
+}
+
 // One call: what it reads and where it works. Borrowed.
 struct RankCall {
   const RankOps& ops;

@@ -68,6 +68,7 @@ struct FlatQueries {
 // All runs of one page of a flat kind against all queries.
 struct FlatJob {
   const std::byte* area = nullptr;
+  const std::byte* next = nullptr;  // the area that is read after it: asked for on the way
   IndexKind kind = IndexKind::kFp16;
   uint32_t run_count = 0;
   uint32_t run_tokens = 0;
@@ -81,11 +82,26 @@ struct FlatJob {
 
 inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
 inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
-inline constexpr uint32_t kFlatRoom = 512;     // logits behind the last of a query: 16 blocks
+// What is asked for ahead of a scan, and from how many queries on: fewer keep up with what the CPU
+// asks for by itself.
+inline constexpr size_t kScanAhead = 8192;  // bytes
+inline constexpr uint32_t kAheadQueries = 4;
+inline constexpr uint32_t kFlatRoom = 512;  // logits behind the last of a query: 16 blocks
 
 // Every 4 channels of a query as often as a vector of 16 lanes holds them.
 inline constexpr uint32_t kQuerySpread = 4;
 void spread_query(const float* query, uint32_t k_dim, float* to);
+
+// From masses to scores, all queries of a row in one pass.
+struct ShareJob {
+  const float* masses = nullptr;   // [query][block]
+  size_t stride = 0;               // from query to query
+  const float* factors = nullptr;  // [query]
+  uint32_t query_count = 0;
+  RankReduction reduction = RankReduction::kMean;
+  size_t count = 0;         // blocks
+  float* totals = nullptr;  // 15 values behind the last are written too
+};
 
 struct FlatOps {
   void (*scan)(const FlatJob& job);
@@ -94,8 +110,9 @@ struct FlatOps {
   // is a multiple of runs_per_block; up to kFlatRoom values behind it are written too.
   float (*masses)(
       float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens);
-  // totals[i] = masses[i] * factor; 15 values behind `count` are written too.
-  void (*first_share)(const float* masses, float factor, size_t count, float* totals);
+  // masses * factor of the first query, then fma(masses, factor, that), or the larger; the mean of
+  // several times 1 / queries.
+  void (*shares)(const ShareJob& job);
 };
 
 struct RankOps {

@@ -187,29 +187,36 @@ HWY_INLINE FloatVector neighbours(FloatVector a, FloatVector b) {
 // of a tile of 16-bit values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
 // sums every fourth channel of a run; neighbours are added at the end. Pieces are read from
 // beginning to end, which is how memory is fast; a line is two vectors, which share the queries'
-// loads.
+// loads. Four queries take two pieces at once, which share them too: what they wait for is asked
+// for ahead.
 template <size_t kQueries, size_t kRuns, bool kBfloat>
 HWY_INLINE void piece_dots(const std::byte* tile,
                            size_t k_dim,
                            const float* queries,
                            const std::byte* ahead,
                            FloatVector* dots) {
-  constexpr size_t kVectors = 8 * 4 / kLanes;  // of a line
+  constexpr size_t kLine = 8 * 4 / kLanes;  // vectors of a line
   constexpr size_t kPieces = kRuns / kPieceRuns;
+  constexpr size_t kAtOnce = kLanes == 16 && kQueries == 4 ? kPieces : 1;
+  constexpr size_t kVectors = kLine * kAtOnce;
   const Floats df;
-  FloatVector pairs[kQueries * kPieces * (kVectors / 2)];
-  SKV_EACH_OF(piece, kPieces) {
+  const size_t piece_bytes = kPieceRuns * 2 * k_dim;
+  FloatVector pairs[kQueries * kPieces * (kLine / 2)];
+  SKV_EACH_OF(group, kPieces / kAtOnce) {
     FloatVector acc[kQueries * kVectors];
     SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
-    const std::byte* lines = tile + piece * kPieceRuns * 2 * k_dim;
+    const std::byte* lines = tile + group * kAtOnce * piece_bytes;
     // Few rounds of much: the end of a long loop is a surprise to the CPU.
     SKV_UNROLL
     for (size_t two = 0; two < k_dim; two += 8) {
-      prefetch_lines<2>(ahead, piece * kPieceRuns * 2 * k_dim + two * 16);
+      prefetch_lines<2 * kAtOnce>(ahead, (group * piece_bytes + two * 16) * kAtOnce);
       SKV_EACH_OF(step, 2) {
         const size_t d = two + 4 * step;
         FloatVector values[kVectors];
-        SKV_EACH_OF(v, kVectors) values[v] = load_values<kBfloat>(lines + d * 16 + v * kLanes * 2);
+        SKV_EACH_OF(v, kVectors) {
+          values[v] = load_values<kBfloat>(lines + v / kLine * piece_bytes + d * 16 +
+                                           v % kLine * kLanes * 2);
+        }
         SKV_EACH_OF(q, kQueries) {
           const auto query = hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread);
           SKV_EACH_OF(v, kVectors) {
@@ -220,12 +227,12 @@ HWY_INLINE void piece_dots(const std::byte* tile,
     }
     SKV_EACH_OF(q, kQueries) {
       SKV_EACH_OF(v, kVectors / 2) {
-        pairs[(q * kPieces + piece) * (kVectors / 2) + v] =
+        pairs[q * kPieces * (kLine / 2) + group * (kVectors / 2) + v] =
             neighbours(acc[q * kVectors + 2 * v], acc[q * kVectors + 2 * v + 1]);
       }
     }
   }
-  constexpr size_t kParts2 = kPieces * (kVectors / 2) / 2;  // vectors of dots per query
+  constexpr size_t kParts2 = kPieces * (kLine / 2) / 2;  // vectors of dots per query
   if constexpr (kParts2 == 0) {
     SKV_EACH_OF(q, kQueries) dots[q] = neighbours(pairs[q], pairs[q]);  // the lower half counts
   } else {
@@ -242,10 +249,13 @@ HWY_INLINE hn::Mask<Floats> first_lanes(size_t count, size_t first) {
   return hn::RebindMask(Floats(), hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left)));
 }
 
-// What to ask for while a tile is read. One or a few queries keep up with what the CPU asks for by
-// itself.
-HWY_INLINE const std::byte* ahead_of(const std::byte* tile, size_t query_count) {
-  return query_count >= 8 ? tile + 4096 : nullptr;
+// What to ask for while the bytes from `offset` of `all` are read, before those from `next`; null:
+// nothing.
+HWY_INLINE const std::byte* ahead_of(
+    const std::byte* all, size_t bytes, const std::byte* next, size_t offset, size_t query_count) {
+  if (query_count < kAheadQueries) return nullptr;
+  if (offset + kScanAhead < bytes) return all + offset + kScanAhead;
+  return (next == nullptr ? all : next) + (offset + kScanAhead - bytes);
 }
 
 HWY_INLINE FloatVector cleaned(FloatVector logits) {

@@ -150,21 +150,20 @@ HWY_INLINE void bounds_of_all(const SketchJob& job, size_t tile, const std::byte
 // for the lines of the tile before.
 void bounds(const SketchJob& job) {
   constexpr size_t kTilesAtOnce = 2;
-  constexpr size_t kAhead = 8192;
   const size_t tile_bytes = job.at.tile_bytes();
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
-  const size_t end = tile_count * tile_bytes;
-  const std::byte* next = job.next == nullptr ? job.sketch : job.next;
+  const auto ahead = [&](size_t tile) {
+    return ahead_of(job.sketch, tile_count * tile_bytes, job.next, tile * tile_bytes,
+                    job.query_count);
+  };
   size_t tile = 0;
-  // A few queries keep up with what the CPU asks for by itself, which is fastest in order.
+  // A few queries wait for memory, which is fastest in order.
   if (kLanes == 16 && job.query_count >= 4) {
     for (; tile + kTilesAtOnce <= tile_count; tile += kTilesAtOnce) {
-      const size_t ahead = tile * tile_bytes + kAhead;
-      bounds_of_all<kTilesAtOnce>(job, tile,
-                                  ahead < end ? job.sketch + ahead : next + (ahead - end));
+      bounds_of_all<kTilesAtOnce>(job, tile, ahead(tile));
     }
   }
-  for (; tile < tile_count; ++tile) bounds_of_all<1>(job, tile, nullptr);
+  for (; tile < tile_count; ++tile) bounds_of_all<1>(job, tile, ahead(tile));
 }
 
 // Pieces lie far from each other: those that come next are asked for while one is read.
