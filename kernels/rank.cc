@@ -275,7 +275,7 @@ class Ranking {
     RankRow& row = s_.rows[row_index];
     const uint32_t blocks = row.block_count;
     const uint32_t runs = blocks * runs_per_block_;
-    float* scores = row.scores.data();
+    float factors[kRankQueriesMax];
     row.skipped_mass = 0.0F;
     for (uint32_t q = 0; q < query_.query_count; ++q) {
       float* masses = s_.logits.data() + row.logits_first + q * row.logits_stride;
@@ -290,19 +290,14 @@ class Ranking {
       const float ranked = call_.flat_ops.masses(masses, max, runs, runs_per_block_, run_tokens_);
       const bool any = max != kLogitNone;
       const float sum = any ? ranked + skipped : 0.0F;
-      const float factor = RankCall::share_factor(max, sum);
+      factors[q] = RankCall::share_factor(max, sum);
       row.normalisers[q] = {any ? max : 0.0F, sum};
-      reduce_into(row.skipped_mass, skipped * factor);
-      if (q == 0) {
-        call_.flat_ops.first_share(masses, factor, blocks, scores);
-      } else {
-        ops_.add(masses, factor, options_.reduction, padded_to_16(blocks), scores);
-      }
+      reduce_into(row.skipped_mass, skipped * factors[q]);
     }
+    call_.flat_ops.shares({s_.logits.data() + row.logits_first, row.logits_stride, factors,
+                           query_.query_count, options_.reduction, blocks, row.scores.data()});
     if (options_.reduction == RankReduction::kMax || query_.query_count == 1) return;
-    const float group = 1.0F / static_cast<float>(query_.query_count);
-    call_.flat_ops.first_share(scores, group, blocks, scores);
-    row.skipped_mass *= group;
+    row.skipped_mass *= 1.0F / static_cast<float>(query_.query_count);
   }
 
   void reduce_into(float& total, float share) const {
