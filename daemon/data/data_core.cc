@@ -256,8 +256,7 @@ void DataCore::release_hidden() {
   std::erase_if(hidden_, [](Hidden& hidden) {
     std::erase_if(hidden.readers, [&](const Hidden::Reader& reader) {
       const std::shared_ptr<Window> window = reader.window.lock();
-      return window == nullptr || !window->may_read(reader.making, hidden.lease->chunk.chunk,
-                                                    hidden.lease->offset, hidden.bytes);
+      return window == nullptr || !window->may_read(reader.making, *hidden.lease, hidden.bytes);
     });
     return hidden.readers.empty();
   });

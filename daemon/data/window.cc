@@ -89,13 +89,13 @@ void Window::release_read() {
 
 uint64_t Window::making() const { return tables_.header().making.load(std::memory_order_seq_cst); }
 
-bool Window::may_read(uint64_t making, uint32_t chunk, uint64_t offset, uint64_t bytes) const {
+bool Window::may_read(uint64_t making, const Extent& chunk, uint64_t bytes) const {
   // What was under way when the chunk was hidden may have found it before.
   if (making != 0 && this->making() == making) return true;
   const uint64_t done = tables_.header().readers_done.load(std::memory_order_acquire);
-  const LayerRange layers = layout_.body().chunk_layers(chunk);
+  const LayerRange layers = layout_.body().chunk_layers(chunk.chunk.chunk);
   for (uint32_t layer = layers.first; layer < layers.end(); ++layer) {
-    if (tables_.names(layer, done, offset, bytes)) return true;
+    if (tables_.names(layer, done, chunk.offset, bytes)) return true;
   }
   return false;
 }

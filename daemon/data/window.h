@@ -85,10 +85,10 @@ class Window {
   size_t held_count() const { return held_count_; }
 
   // Where the client ranks and reads in place: the version it was making when a chunk was hidden
-  // from it (0: none), and whether it may still read that chunk, at [offset, offset + bytes) of the
+  // from it (0: none), and whether it may still read that chunk, which has so many bytes in the
   // arena. To be asked until it says no. All of it is the client's word, about reads of its own.
   uint64_t making() const;
-  bool may_read(uint64_t making, uint32_t chunk, uint64_t offset, uint64_t bytes) const;
+  bool may_read(uint64_t making, const Extent& chunk, uint64_t bytes) const;
   // What a client that ranks is asked to compare with full scans.
   void set_recall_every(uint32_t every) { tables_.header().recall_every = every; }
   // Marks of the client: adds them to the feed's, and its sums to the counters.
