@@ -39,8 +39,8 @@ struct RankOptions {
   uint32_t sink_blocks = 0;
   uint32_t recent_blocks = 0;
   RankReduction reduction = RankReduction::kMean;
-  // 0: all blocks are ranked. Above: a cut of single blocks, of at most this budget and not by
-  // mass, is all that follows. For one query per row over a flat kind of 16-bit vectors (kFp16,
+  // 0: all blocks are ranked. Above: a cut of exactly so many single blocks, and not by mass, is
+  // all that follows. For one query per row over a flat kind of 16-bit vectors (kFp16,
   // kBf16, kKeys) rank may then leave out blocks that such a cut cannot take, like the coarse
   // stage's: the set is that of a full scan, the masses are estimates (RankResult::skipped_mass).
   uint32_t best_blocks = 0;

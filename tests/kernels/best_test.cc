@@ -95,15 +95,12 @@ uint32_t expect_the_full_scans_sets(const RankView& view,
   uint32_t alone = 0;
   for (uint32_t row = 0; row < rows; ++row) {
     ranking_conformance::expect_same(best[row], plain[row]);
-    for (const uint32_t budget : {options.best_blocks, (options.best_blocks + 1) / 2}) {
-      const ReadSet got = cut(best[row], {CutUnit::kBlock, budget}, cut_scratch);
-      const ReadSet want = cut(whole[row], {CutUnit::kBlock, budget}, whole_cut_scratch);
-      EXPECT_EQ(blocks_of(got), blocks_of(want)) << "row " << row << " budget " << budget;
-      EXPECT_EQ(ranking_conformance::copy(got.sentences),
-                ranking_conformance::copy(want.sentences));
-      EXPECT_EQ(got.ranked_count, want.ranked_count);
-      EXPECT_EQ(got.unread_mass, best[row].full_scan ? want.unread_mass : 1.0F);
-    }
+    const ReadSet got = cut(best[row], {CutUnit::kBlock, options.best_blocks}, cut_scratch);
+    const ReadSet want = cut(whole[row], {CutUnit::kBlock, options.best_blocks}, whole_cut_scratch);
+    EXPECT_EQ(blocks_of(got), blocks_of(want)) << "row " << row;
+    EXPECT_EQ(ranking_conformance::copy(got.sentences), ranking_conformance::copy(want.sentences));
+    EXPECT_EQ(got.ranked_count, want.ranked_count);
+    EXPECT_EQ(got.unread_mass, best[row].full_scan ? want.unread_mass : 1.0F);
     if (best[row].full_scan) continue;
     ++alone;
     // The masses of what was ranked are the full scan's, bit by bit if a run is a block: scores
