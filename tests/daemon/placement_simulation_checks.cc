@@ -1,4 +1,7 @@
 // What must hold after a step, an end of a session, a restart and at the end.
+#include <chrono>
+#include <thread>
+
 #include "tests/daemon/placement_simulation.h"
 
 namespace skv::test {
@@ -95,7 +98,11 @@ std::set<Digest> Simulation::flush_all() {
     EXPECT_EQ(count.value(), durable.size());
     ++flushes_;
   });
-  for (int turn = 0; turn < 400 && !done; ++turn) world_.settle_once();
+  // The real store has a thread of its own, which a busy machine may let wait for long.
+  for (int turn = 0; turn < 10'000 && !done; ++turn) {
+    world_.settle_once();
+    if (turn >= 100) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   EXPECT_TRUE(done) << "a flush did not end";
   // What left the directory since (corrupt, found by a read in the same turn) need not come back.
   std::erase_if(durable, [this](const Digest& key) { return !graph_.edges.contains(key); });
