@@ -199,7 +199,7 @@ Result<Ranked> Ranker::work(const Request& request) {
   view.kind = parts_.index.kind;
   HeadRanker& ranker = thread_ranker();
   uint32_t absent = 0;
-  ranked_heads_ = 0;
+  uint32_t ranked_heads = 0;
   uint64_t lap = now_ns();
   for (uint32_t index = layers.first; index < layers.end(); ++index) {
     const LayerDescriptor& layer = parts_.model->layers[index];
@@ -226,7 +226,7 @@ Result<Ranked> Ranker::work(const Request& request) {
         lap = now;
         read = ranker.cut(ranked, options);
         kept_reads_.keep(set, queries, layer.k_dim, end_block_, read);
-        ++ranked_heads_;
+        ++ranked_heads;
       }
       const uint64_t cut = now_ns();
       spent_.cut_ns += static_cast<uint32_t>(cut - lap);
@@ -248,7 +248,7 @@ Result<Ranked> Ranker::work(const Request& request) {
     lap = now_ns();
   }
   Ranked result;
-  result.ranked_heads = ranked_heads_;
+  result.ranked_heads = ranked_heads;
   publish(layers, version, result);
   spent_.write_ns += static_cast<uint32_t>(now_ns() - lap);
   result.spent = spent_;

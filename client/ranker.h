@@ -139,7 +139,6 @@ class Ranker {
   };
   std::vector<HeadDone> heads_;
   KeptReads kept_reads_;
-  uint32_t ranked_heads_ = 0;
   std::vector<Wanted> wanted_;
   std::unordered_map<uint64_t, uint64_t> asked_;  // chunks, by the version that asked last
   Ranked::Spent spent_;

@@ -17,8 +17,7 @@ inline constexpr uint32_t kPieceRuns = 8;
 //
 //   scales fp16 [runs_max]   kInt8, kInt4: scale; kBox: step; kBall: radius
 //   tiles                    kFp16, kBf16, kKeys, kBall: two pieces [d / 4][8][4] of 2 bytes, so
-//   that
-//                            a line is 4 channels of 8 runs, and a run is in half of the tile
+//                            that a line is 4 channels of 8 runs, a run in half of the tile
 //                            kInt8: [d / 4][16][4] of value + 128
 //                            kInt4: [d / 8][16][4]: value + 8 of channels 8g + i in the low nibble
 //                            of byte i, 8g + 4 + i in the high one

@@ -32,9 +32,9 @@ const ReadSet* KeptReads::find(uint32_t head,
     const double square = dot(now, now, k_dim);
     const double least = query_cosine_ * std::sqrt(square * kept.squares[i]);
     // Zeros and what is not finite have no direction.
-    if (!(least > 0.0 && std::isfinite(least) &&
-          dot(now, kept.queries.data() + i * k_dim, k_dim) >= least))
-      return nullptr;
+    const bool is_near = least > 0.0 && std::isfinite(least) &&
+                         dot(now, kept.queries.data() + i * k_dim, k_dim) >= least;
+    if (!is_near) return nullptr;
   }
   return &kept.read;
 }
