@@ -457,11 +457,11 @@ enum { SKV_CUT_BLOCK = 0, SKV_CUT_SENTENCE = 1 };
 
 enum { SKV_RANK_AUTO = 0, SKV_RANK_CLIENT = 1, SKV_RANK_DAEMON = 2 };
 
-/* What scores are of. SHARES: of the attention on all closed blocks, so that it is known what a read
- * set leaves out. RELATIVE: the same blocks are read, and found with about half the reading of
+/* What scores are of. SHARES: of the attention on all closed blocks, so that it is known what a
+ * read set leaves out. RELATIVE: the same blocks are read, and found with about half the reading of
  * vectors, where the index is FP16, BF16 or KEYS, a kv head has one query and the budget is at most
- * an eighth of the context; their scores are of what was looked at, larger than shares by one factor
- * per (layer, kv head), and unread_mass is 1: not known. Other kinds, more queries and short
+ * an eighth of the context; their scores are of what was looked at, larger than shares by one
+ * factor per (layer, kv head), and unread_mass is 1: not known. Other kinds, more queries and short
  * contexts are ranked as with SHARES. Not with a mass or SKV_CUT_SENTENCE. */
 enum { SKV_SCORES_SHARES = 0, SKV_SCORES_RELATIVE = 1 };
 
