@@ -85,7 +85,7 @@ void Feeds::leases_ended(SessionId session) {
 }
 
 void Feeds::close(Feed& feed) {
-  forget_await(feed);
+  awaited_.await(feed.context->id(), feed.awaits, Digest{});
   for (const SentenceUid uid : feed.fed) {
     placement_->remove_feed(uid);
     if (feed.leased) {
@@ -93,29 +93,6 @@ void Feeds::close(Feed& feed) {
     }
   }
   feeds_.erase(feed.context->id());
-}
-
-void Feeds::await(Feed& feed, const Digest& key) {
-  if (feed.awaits == key) {
-    return;
-  }
-  forget_await(feed);
-  feed.awaits = key;
-  awaited_.emplace(key, feed.context->id());
-}
-
-void Feeds::forget_await(Feed& feed) {
-  if (feed.awaits == Digest{}) {
-    return;
-  }
-  const auto [first, last] = awaited_.equal_range(feed.awaits);
-  for (auto it = first; it != last; ++it) {
-    if (it->second == feed.context->id()) {
-      awaited_.erase(it);
-      break;
-    }
-  }
-  feed.awaits = Digest{};
 }
 
 void Feeds::queue(Feed& feed) {
@@ -153,12 +130,11 @@ void Feeds::context_changed(ContextId context) {
 }
 
 void Feeds::vectors_came(const Digest& key) {
-  const auto [first, last] = awaited_.equal_range(key);
-  for (auto it = first; it != last; ++it) {
-    if (Feed* feed = find(it->second); feed != nullptr) {
+  awaited_.each(key, [this](ContextId context) {
+    if (Feed* feed = find(context); feed != nullptr) {
       queue(*feed);
     }
-  }
+  });
 }
 
 void Feeds::sentence_stored(const Sentence& sentence) { vectors_came(sentence.key); }
@@ -204,13 +180,13 @@ void Feeds::advance(Feed& feed) {
   for (;;) {
     const auto next = static_cast<uint32_t>(feed.fed.size());
     if (next >= context.sentence_count()) {
-      forget_await(feed);
+      awaited_.await(context.id(), feed.awaits, Digest{});
       break;
     }
     const Sentence* sentence = context.find(directory_, next);
     if (sentence == nullptr || sentence->state != SentenceState::kStored ||
         sentence->vectors_bytes == 0 || !(sentence->index == context.index())) {
-      await(feed, context.sentence(next).key);
+      awaited_.await(context.id(), feed.awaits, context.sentence(next).key);
       break;
     }
     VectorsBlob vectors = sentence->vectors;
@@ -223,7 +199,7 @@ void Feeds::advance(Feed& feed) {
       if (read_vectors(feed, next)) {
         return;  // its callbacks go on
       }
-      await(feed, context.sentence(next).key);
+      awaited_.await(context.id(), feed.awaits, context.sentence(next).key);
       break;
     }
     const SentenceUid uid = sentence->uid;

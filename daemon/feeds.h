@@ -9,6 +9,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "daemon/awaited_keys.h"
 #include "daemon/context.h"
 #include "daemon/data/data_thread.h"
 #include "daemon/directory.h"
@@ -92,8 +93,6 @@ class Feeds final : public DirectoryListener, public ResidencyListener {
   void queue(Feed& feed);
   void advance(Feed& feed);
   bool read_vectors(Feed& feed, uint32_t first);
-  void await(Feed& feed, const Digest& key);
-  void forget_await(Feed& feed);
   void close(Feed& feed);
   Feed* find(ContextId context);
 
@@ -102,7 +101,7 @@ class Feeds final : public DirectoryListener, public ResidencyListener {
   DataPort& data_;
   Placement* placement_ = nullptr;
   std::map<ContextId, std::unique_ptr<Feed>> feeds_;
-  std::unordered_multimap<Digest, ContextId, DigestHash> awaited_;
+  AwaitedKeys<ContextId> awaited_;
   std::vector<ContextId> pending_;
   bool posted_ = false;
 };

@@ -43,7 +43,7 @@ bool LeaseMaps::close(SessionId session, LeaseMapId id) {
 }
 
 void LeaseMaps::close(Map& map) {
-  forget_await(map);
+  awaited_.await(map.id, map.awaits, Digest{});
   for (const SentenceUid uid : map.uids) {
     if (uid != SentenceUid{}) remove(map, uid);
   }
@@ -124,8 +124,7 @@ void LeaseMaps::context_changed(ContextId context) {
 }
 
 void LeaseMaps::sentence_stored(const Sentence& sentence) {
-  const auto [first, last] = awaited_.equal_range(sentence.key);
-  for (auto it = first; it != last; ++it) queue(*find(it->second));
+  awaited_.each(sentence.key, [this](LeaseMapId id) { queue(*find(id)); });
 }
 
 // What is read stays shown as read until host memory has nothing of it (forget()).
@@ -145,41 +144,22 @@ void LeaseMaps::sentence_removed(const Sentence& sentence) {
   }
 }
 
-void LeaseMaps::await(Map& map, const Digest& key) {
-  if (map.awaits == key) return;
-  forget_await(map);
-  map.awaits = key;
-  awaited_.emplace(key, map.id);
-}
-
-void LeaseMaps::forget_await(Map& map) {
-  if (map.awaits == Digest{}) return;
-  const auto [first, last] = awaited_.equal_range(map.awaits);
-  for (auto it = first; it != last; ++it) {
-    if (it->second == map.id) {
-      awaited_.erase(it);
-      break;
-    }
-  }
-  map.awaits = Digest{};
-}
-
 void LeaseMaps::advance(Map& map) {
   map.full = false;
   const Context& context = *map.context;
   const uint32_t per_sentence = map.writer->chunk_count();
   for (uint32_t chunks = 0;; chunks += per_sentence) {
     if (map.next >= std::min(context.sentence_count(), map.writer->sentence_capacity())) {
-      return forget_await(map);
+      return awaited_.await(map.id, map.awaits, Digest{});
     }
     const Sentence* sentence = context.find(directory_, map.next);
     if (sentence == nullptr || sentence->state != SentenceState::kStored) {
-      return await(map, context.sentence(map.next).key);
+      return awaited_.await(map.id, map.awaits, context.sentence(map.next).key);
     }
     if (chunks >= limits_.chunks_per_turn) return queue(map);
     if (!add(map, map.next, *sentence)) {
       map.full = true;
-      return forget_await(map);
+      return awaited_.await(map.id, map.awaits, Digest{});
     }
     ++map.next;
   }

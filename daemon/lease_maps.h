@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "daemon/awaited_keys.h"
 #include "daemon/context.h"
 #include "daemon/directory.h"
 #include "daemon/limits.h"
@@ -114,8 +115,6 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   void advance(Map& map);
   bool add(Map& map, uint32_t index, const Sentence& sentence);
   void remove(Map& map, SentenceUid uid);  // of this map
-  void await(Map& map, const Digest& key);
-  void forget_await(Map& map);
 
   Loop& loop_;
   Directory& directory_;
@@ -125,7 +124,7 @@ class LeaseMaps final : public DirectoryListener, public HostReaders {
   std::map<SessionId, Charge> charges_;
   std::unordered_multimap<ContextId, Map*> by_context_;
   std::unordered_map<SentenceUid, Shown> shown_;
-  std::unordered_multimap<Digest, LeaseMapId, DigestHash> awaited_;
+  AwaitedKeys<LeaseMapId> awaited_;
   std::vector<LeaseMapId> pending_;
   bool posted_ = false;
 };
