@@ -265,49 +265,60 @@ void scan(const FlatJob& job) {
   }
 }
 
-float masses(
-    float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens) {
-  constexpr size_t kChunk = 512;  // runs: stays in the nearest cache through all its steps
+// Of kLanes << kLevels logits: the sums of the masses of 1 << kLevels neighbours in each lane.
+template <size_t kLevels>
+HWY_INLINE FloatVector mass_tree(const float* logits, FloatVector maxima) {
+  if constexpr (kLevels == 0) {
+    return exp2_of_lanes(hn::Sub(hn::LoadU(Floats(), logits), maxima));
+  } else {
+    const float* second = logits + (kLanes << (kLevels - 1));
+    const auto low = mass_tree<kLevels - 1>(logits, maxima);
+    return neighbours(low, mass_tree<kLevels - 1>(second, maxima));
+  }
+}
+
+// Of `blocks` (a multiple of 16) of 1 << kLevels runs, in place: a block is written behind what
+// is still to be read.
+template <size_t kLevels>
+HWY_NOINLINE float masses_of(float* logits, float max, size_t blocks, float run_tokens) {
   const Floats df;
   const auto maxima = hn::Set(df, max);
   const auto tokens = hn::Set(df, run_tokens);
   FloatVector sums[kParts];
-  for (size_t part = 0; part < kParts; ++part) sums[part] = hn::Zero(df);
-  const size_t unit = size_t{16} * runs_per_block;
-  const size_t padded = (run_count + unit - 1) / unit * unit;
-  std::fill(logits + run_count, logits + padded, kLogitNone);
-  float* to = logits;
-  // Where a run is a block, one step.
-  const size_t alone = runs_per_block == 1 ? padded : 0;
-  for (size_t i = 0; i < alone; i += 16) {
-    for (size_t part = 0; part < kParts; ++part) {
-      float* at = logits + i + part * kLanes;
-      const auto mass = hn::Mul(exp2_of_lanes(hn::Sub(hn::LoadU(df, at), maxima)), tokens);
-      hn::StoreU(mass, df, at);
+  SKV_EACH_OF(part, kParts) sums[part] = hn::Zero(df);
+  for (size_t i = 0; i < blocks; i += 16) {
+    SKV_EACH_OF(part, kParts) {
+      const size_t block = i + part * kLanes;
+      const auto mass = hn::Mul(mass_tree<kLevels>(logits + (block << kLevels), maxima), tokens);
+      hn::StoreU(mass, df, logits + block);
       sums[part] = hn::Add(sums[part], mass);
     }
   }
-  for (size_t first = alone; first < padded; first += kChunk) {
-    const size_t count = std::min(kChunk, padded - first);
-    float* chunk = logits + first;
-    for (size_t i = 0; i < count; i += kLanes) {
-      hn::StoreU(exp2_of_lanes(hn::Sub(hn::LoadU(df, chunk + i), maxima)), df, chunk + i);
-    }
-    size_t blocks = count;
-    for (uint32_t width = runs_per_block; width > 1; width /= 2) halve(chunk, blocks /= 2);
-    for (size_t i = 0; i < blocks; i += 16, to += 16) {
-      for (size_t part = 0; part < kParts; ++part) {
-        const auto mass = hn::Mul(hn::LoadU(df, chunk + i + part * kLanes), tokens);
-        hn::StoreU(mass, df, to + part * kLanes);
-        sums[part] = hn::Add(sums[part], mass);
-      }
-    }
-  }
   float lanes[16];
-  for (size_t part = 0; part < kParts; ++part) {
-    hn::StoreU(sums[part], df, lanes + part * kLanes);
-  }
+  SKV_EACH_OF(part, kParts) hn::StoreU(sums[part], df, lanes + part * kLanes);
   return sum_of_lanes(lanes);
+}
+
+float masses(
+    float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens) {
+  const size_t unit = size_t{16} * runs_per_block;
+  const size_t padded = (run_count + unit - 1) / unit * unit;
+  std::fill(logits + run_count, logits + padded, kLogitNone);
+  const size_t blocks = padded / runs_per_block;
+  switch (runs_per_block) {
+    case 1:
+      return masses_of<0>(logits, max, blocks, run_tokens);
+    case 2:
+      return masses_of<1>(logits, max, blocks, run_tokens);
+    case 4:
+      return masses_of<2>(logits, max, blocks, run_tokens);
+    case 8:
+      return masses_of<3>(logits, max, blocks, run_tokens);
+    case 16:
+      return masses_of<4>(logits, max, blocks, run_tokens);
+    default:
+      return masses_of<5>(logits, max, blocks, run_tokens);  // 32: kFlatRoom has room for no more
+  }
 }
 
 void shares(const ShareJob& job) {

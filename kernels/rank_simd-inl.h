@@ -266,28 +266,16 @@ HWY_INLINE FloatVector cleaned(FloatVector logits) {
 
 HWY_INLINE FloatVector exp2_of_lanes(FloatVector x) {
   const Floats df;
-  const auto least = hn::Set(df, kExp2Min);
   const auto magic = hn::Set(df, kRoundMagic);
-  const auto counts = hn::Ge(x, least);
-  x = hn::Max(x, least);
-  const auto whole = hn::Sub(hn::Add(x, magic), magic);
-  const auto f = hn::Sub(x, whole);
+  const auto counts = hn::Ge(x, hn::Set(df, kExp2Min));
+  const auto rounded = hn::Add(x, magic);  // its low bits are the whole part
+  const auto f = hn::Sub(x, hn::Sub(rounded, magic));
   auto p = hn::Set(df, kExp2Coefficients[5]);
-  for (int i = 4; i >= 0; --i) p = hn::MulAdd(p, f, hn::Set(df, kExp2Coefficients[i]));
+  SKV_EACH_OF(i, 5) p = hn::MulAdd(p, f, hn::Set(df, kExp2Coefficients[4 - i]));
   p = hn::MulAdd(p, f, hn::Set(df, 1.0F));
-  const auto exponent =
-      hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(Ints(), whole), hn::Set(Ints(), 127)));
-  return hn::IfThenElseZero(counts, hn::Mul(p, hn::BitCast(df, exponent)));
-}
-
-// Neighbours' sums, in place. Reads and writes up to the next multiple of kLanes of them.
-HWY_INLINE void halve(float* values, size_t count) {
-  const Floats df;
-  for (size_t i = 0; i < count; i += kLanes) {
-    const auto low = hn::LoadU(df, values + 2 * i);
-    const auto high = hn::LoadU(df, values + 2 * i + kLanes);
-    hn::StoreU(neighbours(low, high), df, values + i);
-  }
+  // To the exponent of p, which times a power of two is: nothing is subnormal here.
+  const auto power = hn::ShiftLeft<23>(hn::BitCast(Ints(), rounded));
+  return hn::IfThenElseZero(counts, hn::BitCast(df, hn::Add(hn::BitCast(Ints(), p), power)));
 }
 
 #endif  // SKV_RANK_VECTORS
