@@ -105,6 +105,43 @@ Result<void> check_client_memfd(int fd, uint64_t bytes) {
   return {};
 }
 
+namespace {
+
+// Addresses for a mapping, held until it is there. None for one smaller than a huge page, or where
+// there is no room.
+class AlignedPlace {
+ public:
+  explicit AlignedPlace(uint64_t bytes) {
+    if (bytes < kHugePageBytes) return;
+    bytes_ = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+    void* const all = ::mmap(nullptr, bytes_ + kHugePageBytes, PROT_NONE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED) return;
+    auto* const begin = static_cast<std::byte*>(all);
+    const uint64_t before =
+        (kHugePageBytes - reinterpret_cast<uintptr_t>(begin) % kHugePageBytes) % kHugePageBytes;
+    at_ = begin + before;
+    if (before != 0) ::munmap(begin, before);
+    ::munmap(at_ + bytes_, kHugePageBytes - before);
+  }
+  ~AlignedPlace() {
+    if (at_ != nullptr && !is_taken_) ::munmap(at_, bytes_);
+  }
+  AlignedPlace(const AlignedPlace&) = delete;
+  AlignedPlace& operator=(const AlignedPlace&) = delete;
+
+  std::byte* at() const { return at_; }
+  void taken() { is_taken_ = true; }  // by a mapping, which unmaps them
+
+ private:
+  static constexpr uint64_t kPageBytes = 4096;
+  uint64_t bytes_ = 0;
+  std::byte* at_ = nullptr;
+  bool is_taken_ = false;
+};
+
+}  // namespace
+
 MappedMemory::MappedMemory() = default;
 MappedMemory::~MappedMemory() = default;
 MappedMemory::MappedMemory(MappedMemory&& other) noexcept
@@ -132,9 +169,12 @@ Result<MappedMemory> MappedMemory::map(int fd, uint64_t bytes, Access access) {
   }
   const bip::mode_t mode = access == Access::kReadOnly ? bip::read_only : bip::read_write;
   MappedMemory mapped;
+  AlignedPlace place(bytes);
   try {
     mapped.region_ = std::make_unique<bip::mapped_region>(
-        MappableFd(fd, mode), mode, bip::offset_t{0}, static_cast<size_t>(bytes));
+        MappableFd(fd, mode), mode, bip::offset_t{0}, static_cast<size_t>(bytes), place.at(),
+        place.at() == nullptr ? bip::default_map_options : MAP_FIXED);
+    place.taken();
   } catch (const std::exception& failure) {
     return Error{ErrorCode::kIo,
                  "map " + std::to_string(bytes) + " bytes of shared memory: " + failure.what()};

@@ -19,6 +19,9 @@ namespace skv {
 // map it. All of it is sealed GROW|SHRINK|SEAL, so no process can truncate it under another's
 // reads, and mode 0600, so that another uid cannot re-open a read-only descriptor for writing.
 
+// What one entry of a CPU's page table can span where the system has such pages.
+inline constexpr uint64_t kHugePageBytes = 2ULL << 20;
+
 // A new zeroed memfd of `bytes`, sparse: pages cost memory when they are first written. `name`
 // shows up in /proc only.
 Result<UniqueFd> create_shared_memory(const std::string& name, uint64_t bytes);
@@ -52,7 +55,8 @@ class MappedMemory {
   MappedMemory(const MappedMemory&) = delete;
   MappedMemory& operator=(const MappedMemory&) = delete;
 
-  // [0, bytes) of the memory. `bytes` must be above 0.
+  // [0, bytes) of the memory. `bytes` must be above 0. From kHugePageBytes on at a multiple of it,
+  // where there is room: elsewhere no page of the memory can be mapped as a huge one.
   static Result<MappedMemory> map(int fd, uint64_t bytes, Access access);
 
   bool valid() const { return data_ != nullptr; }

@@ -9,8 +9,10 @@
 
 namespace skv {
 
-// Gives memory its pages before anybody writes to it: the first touch of a page costs more than
-// copying into it does, and a copy would pay it page by page (docs/performance.md).
+// Gives shared memory its pages before anybody writes to it: the first touch of a page costs more
+// than copying into it does, and a copy would pay it page by page. Whole huge pages become such
+// where the system can: who reads here and there spends a third of the time in the translation of
+// addresses otherwise (docs/performance.md). What is written meanwhile stays.
 //
 // Thread  add, forget: the owner's. The work is done on a thread of its own, at low priority.
 // Owns    the thread and the queue; memory is borrowed until it was worked on or forgotten.
@@ -24,10 +26,13 @@ class ArenaWarmer {
   void add(std::span<std::byte> memory);
   // False: it is being worked on just now, and gets all its pages.
   bool forget(std::span<std::byte> memory);
+  // Forgets it, or waits until it was worked on: no longer than that takes.
+  void drop(std::span<std::byte> memory);
   // Waits until the queue is empty and nothing is worked on. For tests.
   void settle();
 
  private:
+  bool forget_locked(std::span<std::byte> memory);
   void run();
 
   // A mutex, because an item has to leave the queue in one step with its being forgotten; held for

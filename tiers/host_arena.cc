@@ -5,12 +5,6 @@
 #include <utility>
 
 namespace skv {
-namespace {
-
-constexpr uint64_t kHugePageBytes = 2ULL << 20;
-
-}  // namespace
-
 Result<std::unique_ptr<HostArena>> HostArena::create(uint64_t bytes, uint64_t step_bytes) {
   std::unique_ptr<HostArena> arena(new HostArena);
   Result<UniqueFd> fd = create_shared_memory("skv-host", bytes);

@@ -155,7 +155,7 @@ std::shared_ptr<VectorArena> DataCore::vector_arena(SpaceId space) {
   if (found == vector_spaces_.end()) return nullptr;
   VectorSpace& vectors = found->second;
   if (vectors.arena == nullptr) {
-    Result<std::shared_ptr<VectorArena>> made = VectorArena::create(vectors.bytes);
+    Result<std::shared_ptr<VectorArena>> made = VectorArena::create(vectors.bytes, warmer_);
     if (made.ok()) vectors.arena = std::move(made).value();
   }
   return vectors.arena;

@@ -163,6 +163,7 @@ class DataCore {
   std::vector<DataEvent> events_;
   Residency residency_;  // outlives leases of windows and prefetches
   std::unordered_map<SpaceId, ArenaView> arenas_;
+  std::shared_ptr<ArenaWarmer> warmer_ = std::make_shared<ArenaWarmer>();  // of vector arenas
   std::unordered_map<SpaceId, VectorSpace> vector_spaces_;
   std::unordered_map<FeedId, std::shared_ptr<Feed>> feeds_;
   std::map<WindowId, std::shared_ptr<Window>> windows_;

@@ -9,30 +9,41 @@
 
 namespace skv {
 
-VectorArena::VectorArena(std::unique_ptr<HostArena> memory)
+VectorArena::VectorArena(std::unique_ptr<HostArena> memory, std::shared_ptr<ArenaWarmer> warmer)
     : memory_(std::move(memory)),
+      warmer_(std::move(warmer)),
       places_({.length_bytes = memory_->memory().size(),
                .slab_bytes = kSlabBytes,
                .page_bytes = kPageBytes}) {}
 
-Result<std::shared_ptr<VectorArena>> VectorArena::create(uint64_t bytes) {
-  // A scan is one stream: steps of whole huge pages, for where shared memory may have them.
+Result<std::shared_ptr<VectorArena>> VectorArena::create(uint64_t bytes,
+                                                         std::shared_ptr<ArenaWarmer> warmer) {
   Result<std::unique_ptr<HostArena>> memory =
       HostArena::create(round_up(bytes, kSlabBytes), kSlabBytes);
   if (!memory.ok()) return memory.error();
-  return std::shared_ptr<VectorArena>(new VectorArena(std::move(memory).value()));
+  return std::shared_ptr<VectorArena>(
+      new VectorArena(std::move(memory).value(), std::move(warmer)));
 }
 
 std::byte* VectorArena::allocate(uint64_t bytes) {
   const std::optional<ExtentList::Placed> placed =
       places_.allocate(round_up(bytes, kPageBytes), UINT32_MAX);
-  return placed ? memory_->memory().data() + placed->offset : nullptr;
+  if (!placed) return nullptr;
+  if (placed->slabs_charged > 0) {
+    const uint64_t end = placed->offset + bytes;
+    for (uint64_t at = placed->offset / kSlabBytes; at * kSlabBytes < end; ++at) {
+      warmer_->add(slab(at));
+    }
+  }
+  return memory_->memory().data() + placed->offset;
 }
 
 void VectorArena::release(std::byte* memory, uint64_t bytes) {
   const ExtentList::SlabRange emptied =
       places_.release(offset_of(memory), round_up(bytes, kPageBytes));
   if (emptied.count == 0) return;
+  // What is worked on after the punch would have its pages again.
+  for (uint64_t i = 0; i < emptied.count; ++i) warmer_->drop(slab(emptied.first + i));
   const Result<void> punched =
       memory_->punch(emptied.first * kSlabBytes, emptied.count * kSlabBytes);
   SKV_CHECK(punched.ok(), punched.error().message.c_str());

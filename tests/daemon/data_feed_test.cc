@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <random>
@@ -57,6 +58,7 @@ class FeedTest : public testing::Test {
     return {sentences_.begin(), sentences_.begin() + count};
   }
 
+  std::shared_ptr<ArenaWarmer> warmer_ = std::make_shared<ArenaWarmer>();
   DataModelPtr model_;
   std::vector<FeedSentence> sentences_;
   Residency residency_;
@@ -66,7 +68,7 @@ class FeedTest : public testing::Test {
 // differs; a shared page outlives the feed that made it.
 TEST_F(FeedTest, ContextsOfOneChainShareFullPages) {
   make_sentences(150);
-  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20).value();
+  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20, warmer_).value();
   std::unique_ptr<Feed> one = open(1, arena);
   one->queue(first(140));
   append_all(*one);
@@ -98,10 +100,11 @@ TEST_F(FeedTest, ContextsOfOneChainShareFullPages) {
   EXPECT_EQ(three->view(0, 0, 64).pages[0], two->view(0, 0, 64).pages[0]);
 }
 
-// Goal: all pages go back when the last feed closes, and the memory is free for others.
+// Goal: all pages go back when the last feed closes, whatever the warmer works on just then, and
+// the memory is free for others.
 TEST_F(FeedTest, PagesGoWithTheLastFeed) {
   make_sentences(130);
-  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20).value();
+  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20, warmer_).value();
   for (int round = 0; round < 50; ++round) {
     const std::unique_ptr<Feed> one = open(1, arena);
     one->queue(first(130));
@@ -111,13 +114,17 @@ TEST_F(FeedTest, PagesGoWithTheLastFeed) {
   }
   EXPECT_EQ(arena->charged_bytes(), 0U);
   EXPECT_EQ(residency_.sentence_count(), 0U);
+  warmer_->settle();
+  struct stat status {};
+  ASSERT_EQ(::fstat(arena->read_only_fd(), &status), 0);
+  EXPECT_EQ(status.st_blocks, 0);
 }
 
 // Goal: a full arena is no error: the feed covers what it has, lets go of the rest, and later
 // sentences are not taken either. Whoever reads the map is told that there is no more to come.
 TEST_F(FeedTest, AFullArenaEndsTheCover) {
   make_sentences(200, /*layers=*/8);
-  const std::shared_ptr<VectorArena> arena = VectorArena::create(2ULL << 20).value();
+  const std::shared_ptr<VectorArena> arena = VectorArena::create(2ULL << 20, warmer_).value();
   std::unique_ptr<Feed> feed = open(1, arena);
   const std::shared_ptr<FeedMap> map = FeedMap::create(1000, model_->layout.chunk_count()).value();
   feed->share(map);
@@ -145,7 +152,7 @@ TEST_F(FeedTest, TheMapShowsWhatTheFeedHas) {
   make_sentences(70);
   const uint32_t chunks = model_->layout.chunk_count();
   sentences_[3].chunks[0] = {8192, Origin::kHost};
-  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20).value();
+  const std::shared_ptr<VectorArena> arena = VectorArena::create(32ULL << 20, warmer_).value();
   std::unique_ptr<Feed> feed = open(1, arena);
   feed->queue(first(10));
   append_all(*feed);

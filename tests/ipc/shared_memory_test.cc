@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "ipc/types/ids.h"
 
@@ -55,6 +57,29 @@ TEST(SharedMemory, IsSealedPrivateAndZero) {
   EXPECT_EQ(::ftruncate(fd.get(), 16384), -1);
   const MappedMemory memory = MappedMemory::map(fd.get(), 8192, Access::kReadWrite).value();
   EXPECT_EQ(memory.data()[8191], std::byte{0});
+}
+
+// Goal: where a huge page could be mapped as one, and no addresses lost beside it.
+TEST(SharedMemory, LargeMappingsBeginWhereAHugePageMay) {
+  const auto mapped_kib = [] {
+    std::ifstream file("/proc/self/statm");
+    uint64_t pages = 0;
+    file >> pages;
+    return pages * 4;
+  };
+  const uint64_t before = mapped_kib();
+  for (const uint64_t bytes : {kHugePageBytes, kHugePageBytes + 1, 5 * kHugePageBytes + 12345}) {
+    const UniqueFd fd = create_shared_memory("test", bytes).value();
+    std::vector<MappedMemory> mappings;
+    for (int i = 0; i < 20; ++i) {
+      mappings.push_back(MappedMemory::map(fd.get(), bytes, Access::kReadWrite).value());
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(mappings.back().data()) % kHugePageBytes, 0U);
+      mappings.back().data()[bytes - 1] = std::byte{7};
+    }
+    EXPECT_EQ(mappings.front().data()[bytes - 1], std::byte{7});
+    EXPECT_LT(mapped_kib() - before, 20 * (bytes + 8192) / 1024 + 1024);
+  }
+  EXPECT_LT(mapped_kib(), before + 1024);
 }
 
 TEST(SharedMemory, NoSizeIsAnError) {
