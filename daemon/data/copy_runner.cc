@@ -65,15 +65,17 @@ size_t CopyRunner::count() const {
 }
 
 bool CopyRunner::run(uint64_t slice_end_ns) {
+  if (queues_.empty()) return false;
+  now_ns_ = hooks_.now_ns();
   while (!queues_.empty()) {
     const auto queue = next_turn();
-    for (uint64_t served = 0; served < kTurnBytes && !queue->jobs.empty();) served += work(*queue);
+    for (uint64_t taken = 0; taken < kTurnNs && !queue->jobs.empty();) taken += work(*queue);
     if (queue->jobs.empty()) {
       spare_queues_.splice(spare_queues_.end(), queues_, queue);
     } else {
       queues_.splice(queues_.end(), queues_, queue);
     }
-    if (hooks_.now_ns() >= slice_end_ns || hooks_.interrupted()) break;
+    if (now_ns_ >= slice_end_ns || hooks_.interrupted()) break;
   }
   return !queues_.empty();
 }
@@ -95,7 +97,9 @@ std::list<CopyRunner::Queue>::iterator CopyRunner::next_turn() {
 uint64_t CopyRunner::work(Queue& queue) {
   Job& job = queue.jobs.front();
   const Unit done = step(job);
-  const uint64_t cost = done.cost_bytes + (done.last ? kTaskBytes : 0);
+  const uint64_t begun_ns = std::exchange(now_ns_, hooks_.now_ns());
+  const uint64_t cost =
+      std::max(now_ns_ - begun_ns, done.bytes / kBytesPerNs) + (done.last ? kTaskNs : 0);
   fair_.serve(queue.session, cost);
   if (!done.last) return cost;
   stores_done();
@@ -152,17 +156,17 @@ CopyRunner::Unit CopyRunner::unit(Job& job, const CopyTask& task) {
   if (job.sentence == task.sentences.size()) return {0, true};
   const BodyLayout& layout = task.model->layout;
   const SentenceExtents& sentence = task.sentences[job.sentence];
-  uint64_t cost = 0;
+  uint64_t bytes = 0;
   if (job.layer < task.layers.end()) {
-    cost = task.direction == CopyDirection::kPut ? put_unit(job, task) : load_unit(job, task);
-    job.result.bytes += cost;
+    bytes = task.direction == CopyDirection::kPut ? put_unit(job, task) : load_unit(job, task);
+    job.result.bytes += bytes;
     if (++job.kv_head == layout.kv_heads(job.layer)) {
       if (task.direction == CopyDirection::kPut) layer_written(job, task);
       job.kv_head = 0;
       ++job.layer;
     }
   } else {
-    cost = sum_unit(job, task);
+    bytes = sum_unit(job, task);
   }
   if (job.layer == task.layers.end() && job.sum == sentence.checksum_chunks.size()) {
     job.layer = task.layers.first;
@@ -170,7 +174,7 @@ CopyRunner::Unit CopyRunner::unit(Job& job, const CopyTask& task) {
     job.whole.clear();
     ++job.sentence;
   }
-  return {cost, job.sentence == task.sentences.size()};
+  return {bytes, job.sentence == task.sentences.size()};
 }
 
 uint64_t CopyRunner::put_unit(Job& job, const CopyTask& task) {

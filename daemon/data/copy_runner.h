@@ -21,9 +21,11 @@ namespace skv {
 // (one (sentence, layer, kv head), tens of KiB).
 //
 // Turns   tasks of one session run one after the other in their order. Of the sessions the one is
-//         next that was served the fewest bytes (FairTurns), for kTurnBytes; each task costs
-//         kTaskBytes more than what it copies. So one that has many or large tasks queued delays
-//         another's small one by kTurnBytes and a unit, however much it has.
+//         next that was served the least of this thread's time (FairTurns), for kTurnNs; each task
+//         costs kTaskNs more than it takes. So one that has many or large tasks queued, or whose
+//         memory has no pages yet, delays another's small one by kTurnNs and a unit, however much
+//         it has. Time is the clock's, but never less than copying takes at best: a clock that
+//         stands still serves bytes.
 // Sums    a put's checksums are made in the pass that copies, from what was written (OpenSums).
 // Memory  queues, jobs and sums are used again: steady work allocates what its task brings.
 // Thread  data thread.
@@ -51,9 +53,10 @@ class CopyRunner {
     add(session, std::move(task));
   }
 
-  static constexpr uint64_t kTurnBytes = 64ULL * 1024;  // 5 to 10 us of copying
-  static constexpr uint64_t kTaskBytes = 4ULL * 1024;
-  static constexpr uint64_t kSavedBytes = 256ULL * 1024 + kTaskBytes;
+  static constexpr uint64_t kTurnNs = 5'000;
+  static constexpr uint64_t kTaskNs = 250;
+  static constexpr uint64_t kSavedNs = 32'000;  // a put of 256 KiB
+  static constexpr uint64_t kBytesPerNs = 16;   // copied at best
 
   // At least one turn, then more until the slice ends or it is interrupted. True: there is more to
   // do.
@@ -86,7 +89,7 @@ class CopyRunner {
     std::list<Job> jobs;
   };
   struct Unit {
-    uint64_t cost_bytes = 0;
+    uint64_t bytes = 0;
     bool last = false;
   };
 
@@ -110,7 +113,8 @@ class CopyRunner {
   Hooks hooks_;
   DataCounters& counters_;
   std::list<Queue> queues_;  // none is empty; who was served last is behind its equals
-  FairTurns fair_{kSavedBytes};
+  FairTurns fair_{kSavedNs};
+  uint64_t now_ns_ = 0;  // when the last unit ended
   std::list<Queue> spare_queues_;
   std::list<Job> spare_jobs_;
   OpenSums sums_;

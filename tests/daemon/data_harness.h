@@ -152,6 +152,7 @@ struct HarnessSetup {
   bool device = true;
   uint64_t device_budget = 64u << 20;
   uint64_t tick_ns = 0;  // the clock moves by this at each look: above 0 slices end
+  std::function<uint64_t(uint64_t)> put_ns{};  // and by this for the bytes put since the last one
   size_t moves_per_submit = ~size_t{0};
   bool hold_completions = false;
 };
@@ -175,7 +176,7 @@ class DataHarness {
     } else {
       pool_ = std::make_unique<NoneSlotPool>();
     }
-    options_.now_ns = [this] { return now_ns_ += setup_.tick_ns; };
+    options_.now_ns = [this] { return now(); };
     options_.touch_interval_ns = 1'000'000;
     core_ = std::make_unique<DataCore>(options_, *pool_, counters_);
     UniqueFd arena = create_shared_memory("data-test-arena", kArenaBytes).value();
@@ -493,8 +494,17 @@ class DataHarness {
   void pass(uint64_t ns) { now_ns_ += ns; }
 
  private:
+  uint64_t now() {
+    if (setup_.put_ns) {
+      const uint64_t bytes = counters_.bytes_put;
+      if (bytes != bytes_put_) now_ns_ += setup_.put_ns(bytes - std::exchange(bytes_put_, bytes));
+    }
+    return now_ns_ += setup_.tick_ns;
+  }
+
   HarnessSetup setup_;
   std::mt19937_64 random_;
+  uint64_t bytes_put_ = 0;
   uint64_t now_ns_ = 1'000'000'000;
   DataModelPtr model_;
   DataOptions options_;
