@@ -53,7 +53,7 @@ DataCore::DataCore(const DataOptions& options, SlotPool& pool, DataCounters& cou
           {[this] { return now_ns(); }, [this] { return PoolTicket{next_ticket_++}; },
            [this](const Prefetch& prefetch) { complete(prefetch); },
            [this](SpaceId space, const ChunkRef& chunk, bool urgent) { ask(space, chunk, urgent); },
-           options_.recall_every, [this] { return ready(); }},
+           options_.recall_every, [this] { return called(); }},
           pool,
           residency_,
           counters),
@@ -92,10 +92,17 @@ uint64_t DataCore::step() {
   const uint64_t copy_slice_ns = uint64_t{options_.copy_slice_us} * 1000;
   poll_pool();
   bool more = take_submissions();
-  more |= feed_slice(now_ns() + slice_ns);
-  // Copies that wait take every other turn.
-  const bool copies_wait = copies_.count() > 0;
-  more |= prefetches_.run(now_ns() + (copies_wait ? PrefetchRunner::kTurnNs : slice_ns));
+  const bool feeding = feed_slice(now_ns() + slice_ns);
+  more |= feeding;
+  uint64_t prefetch_slice_ns = slice_ns;
+  if (copies_.count() > 0) {
+    prefetch_slice_ns = PrefetchRunner::kTurnNs;  // copies that wait take every other turn
+  } else if (!feeding && hidden_.empty() && !residency_.withdrawals_wait()) {
+    // Nothing else is under way, and what comes interrupts. Each look around costs 2 us and more:
+    // ranking leaves nothing of this thread's in the caches.
+    prefetch_slice_ns *= kSlicesAlone;
+  }
+  more |= prefetches_.run(now_ns() + prefetch_slice_ns);
   fills_.run();
   more |= copies_.run(now_ns() + copy_slice_ns);
   answer_loop();
@@ -546,6 +553,11 @@ bool DataCore::ready() {
     return !channel.stopped && channel.argument_bytes < channel.argument_bytes_max &&
            channel.ring.ready();
   });
+}
+
+bool DataCore::called() {
+  return prefetches_.moving() || !needed_.empty() || !events_.empty() ||
+         (options_.called && options_.called()) || ready();
 }
 
 bool DataCore::prepare_sleep() {

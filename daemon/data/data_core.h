@@ -56,6 +56,8 @@ class DataCore {
   // Nothing is under way that ends by itself (moves, slabs, cold chunks): only clients and the loop
   // can bring work.
   bool idle() const { return prefetches_.count() == 0 && creating_.empty(); }
+  // The same, or the loop or the pool waits for something or has sent something.
+  bool called();
   // Before sleeping: false if a channel has something. awake() afterwards either way.
   bool prepare_sleep();
   void awake();
@@ -63,6 +65,8 @@ class DataCore {
   uint64_t now_ns() const { return options_.now_ns(); }
 
  private:
+  static constexpr uint32_t kSlicesAlone = 10;
+
   // An entry between being taken and being completed.
   struct Submission {
     SubmissionEntry entry{};

@@ -149,6 +149,7 @@ void DataThread::State::wait(uint64_t limit_ns) const {
 
 void DataThread::State::run() {
   ::pthread_setname_np(::pthread_self(), "skvd-data");
+  options.called = [this] { return !commands.empty() || stop.load(std::memory_order_relaxed); };
   DataCore core(options, *pool, counters, [this](int fd, bool added) { watch(fd, added); });
   while (!stop.load(std::memory_order_acquire)) {
     take_commands(core);

@@ -26,6 +26,7 @@ struct DataOptions {
   uint32_t recall_every =
       0;  // one of so many coarse rankings is compared with a full scan; 0: none
   std::function<uint64_t()> now_ns;  // empty: the monotonic clock
+  std::function<bool()> called;      // whether commands wait; empty: they never do
 };
 
 // Numbers for skvctl status. Durations in microseconds, sums since start.

@@ -76,6 +76,7 @@ void Feed::appended() {
                 sentence.span.block_count == pages_.sentence(index).block_count,
             "a shared page has the sentences it is known by");
   uids_.push_back(sentence.uid);
+  residents_.push_back(&residency_.sentence(sentence.uid));
   is_touched_.push_back(0);
   pending_.pop_front();
   if (map_) show(index);

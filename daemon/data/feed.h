@@ -50,6 +50,7 @@ class Feed {
   uint32_t sentence_count() const { return pages_.sentence_count(); }
   uint32_t end_block() const { return pages_.end_block(); }
   SentenceUid uid(uint32_t sentence_index) const { return uids_[sentence_index]; }
+  ResidentSentence& resident(uint32_t sentence_index) const { return *residents_[sentence_index]; }
   SentenceSpan span(uint32_t sentence_index) const { return pages_.sentence(sentence_index); }
   // As it was when it had `sentence_count` sentences, whatever was appended since.
   RankView view(uint32_t layer, uint32_t head, uint32_t sentence_count) const;
@@ -76,6 +77,7 @@ class Feed {
   bool ended_ = false;
   uint32_t queued_count_ = 0;
   std::vector<SentenceUid> uids_;
+  std::vector<ResidentSentence*> residents_;
   std::deque<FeedSentence> pending_;
   std::vector<uint32_t> touched_;    // indices
   std::vector<uint8_t> is_touched_;  // per sentence

@@ -138,11 +138,6 @@ uint32_t PrefetchRunner::heads_of(const Prefetch& prefetch, uint32_t layer) {
   return prefetch.window->feed().layout().kv_heads(layer);
 }
 
-ChunkRef PrefetchRunner::chunk_of(const Prefetch& prefetch, uint32_t layer, uint32_t sentence) {
-  Feed& feed = prefetch.window->feed();
-  return {feed.uid(sentence), feed.layout().chunk_of(layer)};
-}
-
 uint64_t PrefetchRunner::block_offset(const Prefetch& prefetch, const Prefetch::Place& place) {
   Feed& feed = prefetch.window->feed();
   const HeadPlan& plan = prefetch.heads[place.head];
@@ -254,6 +249,13 @@ void PrefetchRunner::place_head(Prefetch& prefetch, const ReadSet& read) {
   prefetch.write_ns += hooks_.now_ns() - start_ns;
 }
 
+namespace {
+
+using Way = Residency::Way;
+constexpr Way kWays[] = {Way::kSentence, Way::kChunk, Way::kExtent};
+
+}  // namespace
+
 void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
   Window& window = *prefetch.window;
   const Prefetch::Cursor at = prefetch.ranking;
@@ -265,10 +267,18 @@ void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
     if (plan.slots[i] != kNoSlot) plan.states[i] = EntryState::kResident;
   }
   size_t victim = 0;
+  Feed& feed = window.feed();
+  const uint32_t index = feed.layout().chunk_of(at.layer);
+  for (const Way way : kWays) {
+    for (const uint32_t entry : difference.misses) {
+      Residency::warm(feed.resident(plan.sentences[entry]), index, way);
+    }
+  }
   for (const uint32_t entry : difference.misses) {
     const Prefetch::Place place{static_cast<uint32_t>(at.head), at.layer, at.kv_head, entry};
-    const ChunkRef chunk = chunk_of(prefetch, at.layer, plan.sentences[entry]);
-    ExtentLease lease = residency_.lease(chunk);
+    const uint32_t sentence = plan.sentences[entry];
+    const ChunkRef chunk{feed.uid(sentence), index};
+    ExtentLease lease = residency_.lease(feed.resident(sentence), index);
     if (!lease && !ask_for(prefetch, chunk)) continue;
     if (victim == difference.victims.size()) return fail(prefetch, ErrorCode::kBusy);
     plan.slots[entry] = difference.victims[victim++];
@@ -283,10 +293,23 @@ void PrefetchRunner::place_in_slots(Prefetch& prefetch, HeadPlan& plan) {
 
 void PrefetchRunner::place_in_host(Prefetch& prefetch, HeadPlan& plan) {
   const Prefetch::Cursor at = prefetch.ranking;
+  Feed& feed = prefetch.window->feed();
+  const uint32_t index = feed.layout().chunk_of(at.layer);
+  for (const Way way : kWays) {
+    for (const uint32_t sentence : plan.sentences) {
+      Residency::warm(feed.resident(sentence), index, way);
+    }
+  }
   for (uint32_t entry = 0; entry < plan.blocks.size(); ++entry) {
     const Prefetch::Place place{static_cast<uint32_t>(at.head), at.layer, at.kv_head, entry};
-    const ChunkRef chunk = chunk_of(prefetch, at.layer, plan.sentences[entry]);
-    ExtentLease lease = residency_.lease(chunk);
+    const uint32_t sentence = plan.sentences[entry];
+    if (entry > 0 && sentence == plan.sentences[entry - 1] &&
+        plan.states[entry - 1] == EntryState::kInPlace) {
+      read_in_place(prefetch, place, *prefetch.in_place.back());  // one lease for all its blocks
+      continue;
+    }
+    ExtentLease lease = residency_.lease(feed.resident(sentence), index);
+    const ChunkRef chunk{feed.uid(sentence), index};
     if (!lease) lease = lease_again(prefetch, chunk);
     if (lease) {
       fill(prefetch, place, std::move(lease));
@@ -319,21 +342,30 @@ void PrefetchRunner::wait_for(Prefetch& prefetch,
   prefetch.waiting[chunk].push_back(place);
 }
 
+void PrefetchRunner::read_in_place(Prefetch& prefetch,
+                                   const Prefetch::Place& place,
+                                   const Extent& extent) {
+  HeadPlan& plan = prefetch.heads[place.head];
+  const uint64_t from = extent.offset + block_offset(prefetch, place);
+  plan.origins[place.entry] = extent.origin;
+  plan.slots[place.entry] = static_cast<uint32_t>(from / prefetch.window->slot_unit_bytes());
+  plan.states[place.entry] = EntryState::kInPlace;
+}
+
 void PrefetchRunner::fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease) {
   Window& window = *prefetch.window;
   HeadPlan& plan = prefetch.heads[place.head];
-  const uint64_t from = lease->offset + block_offset(prefetch, place);
-  plan.origins[place.entry] = lease->origin;
   if (lease->origin == Origin::kNvme &&
       (prefetch.from_nvme.empty() || !(prefetch.from_nvme.back() == lease->chunk))) {
     prefetch.from_nvme.push_back(lease->chunk);
   }
   if (window.slots_in_host()) {
-    plan.slots[place.entry] = static_cast<uint32_t>(from / window.slot_unit_bytes());
-    plan.states[place.entry] = EntryState::kInPlace;
+    read_in_place(prefetch, place, *lease);
     prefetch.in_place.push_back(std::move(lease));
     return;
   }
+  const uint64_t from = lease->offset + block_offset(prefetch, place);
+  plan.origins[place.entry] = lease->origin;
   const uint64_t to = window.slot_offset(place.layer, place.kv_head, plan.slots[place.entry]);
   plan.states[place.entry] = EntryState::kMoving;
   prefetch.moves.push_back(

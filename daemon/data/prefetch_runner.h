@@ -75,6 +75,7 @@ class PrefetchRunner {
   bool idle(const Window& window) const;
 
   size_t count() const { return prefetches_.size(); }
+  bool moving() const { return !batches_.empty(); }
   // Chunks that the prefetches since the last call had below their cuts.
   std::vector<ChunkRef> take_ahead() { return ahead_.take(hooks_.now_ns()); }
 
@@ -94,6 +95,7 @@ class PrefetchRunner {
   void place_in_host(Prefetch& prefetch, HeadPlan& plan);
   // Heads before `end` into their tables, as far as it is known where their blocks lie.
   static void write_heads(Prefetch& prefetch, size_t end);
+  static void read_in_place(Prefetch& prefetch, const Prefetch::Place& place, const Extent& extent);
   // The chunk is leased: queues the move into the entry's slot, or reads it in place.
   void fill(Prefetch& prefetch, const Prefetch::Place& place, ExtentLease lease);
   // The chunk is not on the host. False: the entry is a miss.
@@ -119,7 +121,6 @@ class PrefetchRunner {
   void finish(Prefetch& prefetch);
   void put_away();
 
-  static ChunkRef chunk_of(const Prefetch& prefetch, uint32_t layer, uint32_t sentence);
   // From the start of its chunk.
   static uint64_t block_offset(const Prefetch& prefetch, const Prefetch::Place& place);
   static uint32_t heads_of(const Prefetch& prefetch, uint32_t layer);

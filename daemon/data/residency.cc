@@ -13,10 +13,18 @@ void ExtentLease::release() {
   extent_ = nullptr;
 }
 
+void ExtentLease::release(std::vector<ExtentLease>& leases) {
+  for (const ExtentLease& lease : leases) __builtin_prefetch(lease.extent_, 1);
+  for (const ExtentLease& lease : leases) {
+    if (lease) __builtin_prefetch(lease->sentence, 1);
+  }
+  leases.clear();
+}
+
 Residency::~Residency() { SKV_CHECK(detached_.empty(), "a lease outlives the residency"); }
 
 void Residency::retain(SentenceUid uid, const std::vector<HostChunk>& chunks) {
-  Sentence& sentence = sentences_[uid];
+  ResidentSentence& sentence = sentences_[uid];
   ++sentence.feeds;
   if (sentence.chunks.size() < chunks.size()) {
     absent_ += chunks.size() - sentence.chunks.size();
@@ -52,7 +60,7 @@ void Residency::gone(Chunk& place) {
 }
 
 void Residency::show(SentenceUid uid, FeedMap* map, uint32_t sentence_index) {
-  Sentence& sentence = sentences_.at(uid);
+  ResidentSentence& sentence = sentences_.at(uid);
   sentence.shown.push_back({map, sentence_index});
   for (uint32_t chunk = 0; chunk < sentence.chunks.size(); ++chunk) {
     const Extent* extent = sentence.chunks[chunk].extent.get();
@@ -82,14 +90,15 @@ Residency::Chunk* Residency::find(const ChunkRef& chunk) {
 bool Residency::arrived(const ChunkRef& chunk, uint64_t offset, Origin origin) {
   Chunk* place = find(chunk);
   if (place == nullptr) return false;
+  ResidentSentence& sentence = sentences_.at(chunk.uid);
   const bool ahead = place->ahead_ns != 0 && place->asked == Asked::kNo;
   place->asked = Asked::kNo;
   place->ahead_ns = 0;
   if (place->extent && place->extent->offset == offset) return true;
   SKV_CHECK(!place->extent, "a chunk arrived at a second place without a withdrawal");
-  place->extent = std::make_unique<Extent>(Extent{chunk, offset, origin, 0, 0, ahead});
+  place->extent = std::make_unique<Extent>(Extent{chunk, &sentence, offset, origin, 0, 0, ahead});
   --absent_;
-  for (const Shown& shown : sentences_.at(chunk.uid).shown) {
+  for (const Shown& shown : sentence.shown) {
     shown.map->show_chunk(shown.sentence_index, chunk.chunk, offset);
   }
   return true;
@@ -102,10 +111,10 @@ void Residency::failed(const ChunkRef& chunk) {
 void Residency::withdraw(const ChunkRef& chunk) {
   Chunk* place = find(chunk);
   if (place != nullptr && place->extent) {
-    for (const Shown& shown : sentences_.at(chunk.uid).shown) {
+    Extent& extent = *place->extent;
+    for (const Shown& shown : extent.sentence->shown) {
       shown.map->hide_chunk(shown.sentence_index, chunk.chunk);
     }
-    Extent& extent = *place->extent;
     gone(*place);
     if (extent.uses == 0) {
       place->extent.reset();
@@ -113,7 +122,7 @@ void Residency::withdraw(const ChunkRef& chunk) {
       return;
     }
     extent.answers_due = 1;
-    sentences_.at(chunk.uid).uses -= extent.uses;
+    std::exchange(extent.sentence, nullptr)->uses -= extent.uses;
     detached_.push_back(std::move(place->extent));
     forget_if_unused(chunk.uid);
     return;
@@ -128,30 +137,50 @@ void Residency::withdraw(const ChunkRef& chunk) {
 }
 
 ExtentLease Residency::lease(const ChunkRef& chunk) {
-  Chunk* place = find(chunk);
-  if (place == nullptr || !place->extent) return {};
-  ++place->extent->uses;
-  if (place->extent->ahead) {
-    place->extent->ahead = false;
+  const auto found = sentences_.find(chunk.uid);
+  return found == sentences_.end() ? ExtentLease{} : lease(found->second, chunk.chunk);
+}
+
+void Residency::warm(const ResidentSentence& sentence, uint32_t chunk, Way way) {
+  switch (way) {
+    case Way::kSentence:
+      __builtin_prefetch(&sentence, 1);
+      break;
+    case Way::kChunk:
+      __builtin_prefetch(sentence.chunks.data() + chunk);
+      break;
+    case Way::kExtent:
+      if (chunk < sentence.chunks.size())
+        __builtin_prefetch(sentence.chunks[chunk].extent.get(), 1);
+      break;
+  }
+}
+
+ExtentLease Residency::lease(ResidentSentence& sentence, uint32_t chunk) {
+  Extent* const extent =
+      chunk < sentence.chunks.size() ? sentence.chunks[chunk].extent.get() : nullptr;
+  if (extent == nullptr) return {};
+  ++extent->uses;
+  ++sentence.uses;
+  if (extent->ahead) {
+    extent->ahead = false;
     ++ahead_counts_.used;
   }
-  ++sentences_.at(chunk.uid).uses;
-  return ExtentLease(this, place->extent.get());
+  return ExtentLease(this, extent);
 }
 
 ExtentLease Residency::lease_again(const ExtentLease& held) {
   Extent* const extent = held.extent_;
   ++extent->uses;
-  if (extent->answers_due == 0) ++sentences_.at(extent->chunk.uid).uses;
+  if (extent->sentence != nullptr) ++extent->sentence->uses;
   return ExtentLease(this, extent);
 }
 
 void Residency::let_go(Extent* extent) {
   SKV_CHECK(extent->uses > 0, "a lease was given back twice");
   --extent->uses;
-  if (extent->answers_due == 0) {
-    --sentences_.at(extent->chunk.uid).uses;
-    forget_if_unused(extent->chunk.uid);
+  if (ResidentSentence* const sentence = extent->sentence; sentence != nullptr) {
+    if (--sentence->uses == 0 && sentence->feeds == 0) forget_if_unused(extent->chunk.uid);
     return;
   }
   if (extent->uses > 0) return;

@@ -13,10 +13,12 @@
 namespace skv {
 
 class Residency;
+struct ResidentSentence;
 
 // A place of one chunk in the host tier, for as long as somebody here may read it.
 struct Extent {
   ChunkRef chunk;
+  ResidentSentence* sentence = nullptr;  // until it is withdrawn
   uint64_t offset = 0;
   Origin origin = Origin::kHost;
   uint32_t uses = 0;         // leases
@@ -47,12 +49,33 @@ class ExtentLease {
   const Extent& operator*() const { return *extent_; }
   const Extent* operator->() const { return extent_; }
   void release();
+  // All of them; faster than one by one where the caches have lost sight of them.
+  static void release(std::vector<ExtentLease>& leases);
 
  private:
   friend class Residency;
   ExtentLease(Residency* owner, Extent* extent) : owner_(owner), extent_(extent) {}
   Residency* owner_ = nullptr;
   Extent* extent_ = nullptr;
+};
+
+// Where the chunks of one fed sentence are. The residency's own; others hold it, while they hold
+// the sentence, so that they need not look it up for every lease.
+struct ResidentSentence {
+  enum class Asked : uint8_t { kNo, kYes, kUrgent };
+  struct Chunk {
+    std::unique_ptr<Extent> extent;
+    Asked asked = Asked::kNo;
+    uint64_t ahead_ns = 0;  // when read-ahead last told the loop; 0: not since it was here
+  };
+  struct Shown {
+    FeedMap* map = nullptr;
+    uint32_t sentence_index = 0;
+  };
+  uint32_t feeds = 0;
+  uint32_t uses = 0;  // leases on current extents
+  std::vector<Chunk> chunks;
+  std::vector<Shown> shown;  // one per context of a client that ranks
 };
 
 // What the data thread knows of the host tier: where the chunks of fed sentences are. A mirror of
@@ -70,6 +93,8 @@ class Residency {
   // A feed holds the sentence. Chunks it brings are taken where none is known.
   void retain(SentenceUid uid, const std::vector<HostChunk>& chunks);
   void release(SentenceUid uid);
+  // Requires: retained. Valid until release().
+  ResidentSentence& sentence(SentenceUid uid) { return sentences_.at(uid); }
 
   // From now on the map says where the chunks of the sentence are; until hide().
   // Requires: retained, and not released before hide().
@@ -88,6 +113,11 @@ class Residency {
   bool withdrawals_wait() const { return !detached_.empty(); }
 
   // Empty: not in host memory.
+  ExtentLease lease(ResidentSentence& sentence, uint32_t chunk);
+  // Before many leases: asks the memory for one step of the way to each of these chunks, call after
+  // call; a lease follows pointers that ranking has driven out of the caches.
+  enum class Way : uint8_t { kSentence, kChunk, kExtent };
+  static void warm(const ResidentSentence& sentence, uint32_t chunk, Way way);
   ExtentLease lease(const ChunkRef& chunk);
   // One more on what `held` holds, also while it is being withdrawn. Only for who holds it anyway:
   // its memory is not given back before that one lets go, so waiting for the chunk would be for
@@ -116,29 +146,16 @@ class Residency {
 
  private:
   friend class ExtentLease;
-  enum class Asked : uint8_t { kNo, kYes, kUrgent };
-  struct Chunk {
-    std::unique_ptr<Extent> extent;
-    Asked asked = Asked::kNo;
-    uint64_t ahead_ns = 0;  // when read-ahead last told the loop; 0: not since it was here
-  };
-  struct Shown {
-    FeedMap* map = nullptr;
-    uint32_t sentence_index = 0;
-  };
-  struct Sentence {
-    uint32_t feeds = 0;
-    uint32_t uses = 0;  // leases on current extents
-    std::vector<Chunk> chunks;
-    std::vector<Shown> shown;  // one per context of a client that ranks
-  };
+  using Asked = ResidentSentence::Asked;
+  using Chunk = ResidentSentence::Chunk;
+  using Shown = ResidentSentence::Shown;
 
   Chunk* find(const ChunkRef& chunk);
   void gone(Chunk& place);  // its extent is about to be let go
   void let_go(Extent* extent);
   void forget_if_unused(SentenceUid uid);
 
-  std::unordered_map<SentenceUid, Sentence> sentences_;
+  std::unordered_map<SentenceUid, ResidentSentence> sentences_;
   std::vector<std::unique_ptr<Extent>> detached_;  // withdrawn and in use; few
   std::vector<ChunkRef> withdrawn_;
   uint64_t absent_ = 0;

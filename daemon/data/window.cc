@@ -79,7 +79,7 @@ void Window::release_read() {
   std::erase_if(held_, [&](Held& held) {
     if (held.version > done) return false;
     held_count_ -= held.leases.size();
-    held.leases.clear();
+    ExtentLease::release(held.leases);
     spare_.push_back(std::move(held.leases));
     return true;
   });
