@@ -153,6 +153,7 @@ struct HarnessSetup {
   uint64_t device_budget = 64u << 20;
   uint64_t tick_ns = 0;  // the clock moves by this at each look: above 0 slices end
   std::function<uint64_t(uint64_t)> put_ns{};  // and by this for the bytes put since the last one
+  std::function<bool()> called{};              // DataOptions::called
   size_t moves_per_submit = ~size_t{0};
   bool hold_completions = false;
 };
@@ -177,6 +178,7 @@ class DataHarness {
       pool_ = std::make_unique<NoneSlotPool>();
     }
     options_.now_ns = [this] { return now(); };
+    options_.called = setup.called;
     options_.touch_interval_ns = 1'000'000;
     core_ = std::make_unique<DataCore>(options_, *pool_, counters_);
     UniqueFd arena = create_shared_memory("data-test-arena", kArenaBytes).value();

@@ -110,5 +110,39 @@ TEST_F(PrefetchTurns, AGreedySessionDoublesAnothersPrefetchAtMost) {
   EXPECT_GT(beside, alone) << "they do share";
 }
 
+// Goal: a prefetch alone is worked on until it is done, and for one turn only while the loop calls.
+TEST(PrefetchAlone, WorksOnUntilTheLoopCalls) {
+  bool called = false;
+  HarnessSetup setup;
+  setup.device = false;
+  setup.tick_ns = 20'000;  // a (layer, head) is a turn
+  setup.called = [&] { return called; };
+  DataHarness harness(setup);
+  harness.add_sentences(12);
+  harness.open_feed();
+  harness.feed(0, 12);
+  const std::unique_ptr<WindowReader> reader =
+      harness.open_window(harness.window_options()).value();
+  const std::unique_ptr<ClientChannel> channel = harness.open_channel();
+  const auto steps_of_a_prefetch = [&] {
+    const LayerRange layers{0, 3};
+    harness.submit(*channel, harness.entry(layers), harness.make_query(layers));
+    for (int steps = 1; steps < 100; ++steps) {
+      harness.core().step();
+      const std::optional<TestCompletion> done = harness.completion(*channel);
+      if (!done) continue;
+      EXPECT_EQ(done->status, 0);
+      reader->done(done->version);
+      return steps;
+    }
+    return 0;
+  };
+  const int alone = steps_of_a_prefetch();
+  EXPECT_GE(alone, 1);
+  EXPECT_LE(alone, 2);
+  called = true;
+  EXPECT_GE(steps_of_a_prefetch(), 6);  // 3 layers of 2 heads
+}
+
 }  // namespace
 }  // namespace skv::data_test
