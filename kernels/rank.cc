@@ -222,7 +222,9 @@ class Ranking {
         job.logits = s_.logits.data() + row.logits_first + size_t{at.block} * runs_per_block_;
         job.logit_stride = row.logits_stride;
         const uint32_t ahead = at.fine + kSentencesAhead - 1;
-        job.next = ahead < row.fine_count ? fine_bytes(row.sentences[ahead]) : job.fine;
+        const uint32_t next = ahead < row.fine_count ? row.sentences[ahead] : sentence;
+        job.next = fine_bytes(next);
+        job.next_bytes = view_.k_dim * RankAreaLayout::fine_units(runs_of(next));
         ops_.fine(job);
         at.block += view_.sentences[sentence].block_count;
       }
@@ -245,9 +247,12 @@ class Ranking {
                 sizeof scale_m);
     job.fine = fine_bytes(sentence);
     job.scale_m = half_to_float(scale_m);
-    job.runs =
-        run_count(view_.sentences[sentence].block_count, view_.block_tokens, view_.run_tokens);
+    job.runs = runs_of(sentence);
     return job;
+  }
+
+  uint32_t runs_of(uint32_t sentence) const {
+    return run_count(view_.sentences[sentence].block_count, view_.block_tokens, view_.run_tokens);
   }
 
   const std::byte* fine_bytes(uint32_t sentence) const {

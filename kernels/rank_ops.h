@@ -32,6 +32,7 @@ struct CoarseJob {
 struct FineJob {
   const std::byte* fine = nullptr;  // scale codes, then residuals
   const std::byte* next = nullptr;  // what is read after this sentence: asked for on the way
+  uint32_t next_bytes = 0;
   float scale_m = 0.0F;
   uint32_t k_dim = 0;
   uint32_t runs = 0;

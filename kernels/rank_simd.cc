@@ -316,6 +316,11 @@ void fine(const FineJob& job) {
   // Scales in the order of lines. Behind the channels of a shorter last line are other bytes, whose
   // scales meet queries of 0.
   alignas(64) float scales[kHeadDimMax];
+  // As long as this sentence is, its loops ask for the next one; what that has more, here.
+  for (size_t at = job.k_dim * RankAreaLayout::fine_units(job.runs); at < job.next_bytes;
+       at += 64) {
+    prefetch_lines<1>(job.next, at);
+  }
   const auto m = hn::Set(df, job.scale_m);
   const auto* codes = reinterpret_cast<const uint8_t*>(job.fine);
   for (size_t line = 0; line < job.k_dim; line += kLineChannels) {
