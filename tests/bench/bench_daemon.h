@@ -38,6 +38,19 @@ inline uint64_t cpu_ns(pid_t pid) {
   return sum;
 }
 
+// Until the process has nothing more to do: what it does behind a set-up (memory becomes huge pages)
+// is no part of what is measured after it. 10 s at most.
+inline void wait_until_idle(pid_t pid) {
+  constexpr uint64_t kIdleNs = 5'000'000;  // of 100 ms
+  uint64_t before = cpu_ns(pid);
+  for (int looks = 0; looks < 100; ++looks) {
+    ::usleep(100'000);
+    const uint64_t now = cpu_ns(pid);
+    if (now - before < kIdleNs) return;
+    before = now;
+  }
+}
+
 // A server process on a Unix socket in a folder of its own under /tmp; both go with this object,
 // and the process with whoever started it. Start it before the program has threads.
 class ServerProcess {

@@ -202,6 +202,7 @@ class Decode {
       std::printf("%s, batch %u: %u of %u layers, %.2f GiB of bodies in all, the last %.1f s\n",
                   tokens_text(tokens).c_str(), batch, shape.layers, kModelLayers,
                   static_cast<double>(engine.stored_bytes()) / (1 << 30), now() - begin);
+      wait_until_idle(server.pid());
       for (const uint32_t budget : settings_.budgets) {
         const bool usual = budget == settings_.budgets[1];
         if (batch > 1 && !usual) continue;
