@@ -156,85 +156,109 @@ HWY_INLINE FloatVector scales_of(const FlatJob& job, size_t run) {
   return halves(job.area + run * 2);
 }
 
-// Logits of one tile for kQueries queries; `maxima` [query][kLanes].
-template <IndexKind kKind, size_t kQueries>
-HWY_NOINLINE void scan_tile(
-    const FlatJob& job, At at, size_t tile_index, size_t first_query, float* maxima) {
-  const Floats df;
-  at.first += first_query * at.k_dim;
-  at.spread += first_query * at.k_dim * kQuerySpread;
-  at.second += first_query * at.k_dim;
-  at.steps += first_query * 2 * at.k_dim;
-  const int32_t* offsets = job.queries->offsets + 2 * first_query;
-  FloatVector sums[kQueries * kParts];
-  if constexpr (kKind == IndexKind::kInt8) {
-    byte_sums_of<kQueries>(at, offsets, sums);
-  } else if constexpr (kKind == IndexKind::kInt4) {
-    nibble_sums_of<kQueries>(at, offsets, sums);
-  } else if constexpr (kKind == IndexKind::kMinMax) {
-    min_max_of<kQueries>(at, sums);
-  } else {
-    piece_dots<kQueries, kTileRuns, kKind == IndexKind::kBf16>(at.tile, at.k_dim, at.spread,
-                                                               at.ahead, sums);
+// Where tiles lie, and what is asked for while they are scanned.
+struct Tiles {
+  const std::byte* first;
+  size_t tile_bytes;
+  size_t count;
+  const std::byte* next;  // of the page after it, or null
+
+  const std::byte* at(size_t index) const { return first + index * tile_bytes; }
+  const std::byte* ahead(size_t index, size_t query_count) const {
+    return ahead_of(first, count * tile_bytes, next, index * tile_bytes, query_count);
   }
-  FloatVector widths[kQueries * kParts];
-  if constexpr (kKind == IndexKind::kBox) widths_of<kQueries>(at, widths);
-  SKV_EACH_OF(part, kParts) {
-    const size_t run = tile_index * kTileRuns + part * kLanes;
-    // Lanes behind the page's last run: scanned, never a maximum.
-    const auto is_run = first_lanes(job.run_count, run);
-    SKV_EACH_OF(q, kQueries) {
-      const size_t query = first_query + q;
-      auto logit = sums[q * kParts + part];
-      if constexpr (kKind == IndexKind::kInt8 || kKind == IndexKind::kInt4) {
-        const auto factor = hn::Set(df, job.queries->factors[query]);
-        logit = hn::Mul(logit, hn::Mul(factor, scales_of(job, run)));
-      } else if constexpr (kKind == IndexKind::kBall) {
-        logit = hn::MulAdd(hn::Set(df, job.queries->factors[query]), scales_of(job, run), logit);
-      } else if constexpr (kKind == IndexKind::kBox) {
-        logit = hn::MulAdd(widths[q * kParts + part], scales_of(job, run), logit);
+};
+
+// Logits of tiles [begin, end) for kQueries queries from `first_query` on; `maxima`
+// [query][kLanes]. `asks`: for what comes after them, which one of the groups of queries does.
+template <IndexKind kKind, size_t kQueries>
+HWY_NOINLINE void scan_tiles(const FlatJob& job,
+                             const Tiles& tiles,
+                             size_t begin,
+                             size_t end,
+                             size_t first_query,
+                             bool asks,
+                             float* maxima) {
+  const Floats df;
+  At at{};
+  at.k_dim = job.k_dim;
+  at.first = job.queries->first + first_query * at.k_dim;
+  at.spread = job.queries->spread + first_query * at.k_dim * kQuerySpread;
+  at.second = job.queries->second + first_query * at.k_dim;
+  at.steps = job.queries->steps + first_query * 2 * at.k_dim;
+  const int32_t* offsets = job.queries->offsets + 2 * first_query;
+  const float* factors = job.queries->factors + first_query;
+  float* logits = job.logits + first_query * job.stride;
+  FloatVector max[kQueries];
+  SKV_EACH_OF(q, kQueries) max[q] = hn::LoadU(df, maxima + (first_query + q) * kLanes);
+  for (size_t tile = begin; tile < end; ++tile) {
+    at.tile = tiles.at(tile);
+    at.ahead = asks ? tiles.ahead(tile, job.query_count) : nullptr;
+    FloatVector sums[kQueries * kParts];
+    if constexpr (kKind == IndexKind::kInt8) {
+      byte_sums_of<kQueries>(at, offsets, sums);
+    } else if constexpr (kKind == IndexKind::kInt4) {
+      nibble_sums_of<kQueries>(at, offsets, sums);
+    } else if constexpr (kKind == IndexKind::kMinMax) {
+      min_max_of<kQueries>(at, sums);
+    } else {
+      piece_dots<kQueries, kTileRuns, kKind == IndexKind::kBf16>(at.tile, at.k_dim, at.spread,
+                                                                 at.ahead, sums);
+    }
+    FloatVector widths[kQueries * kParts];
+    if constexpr (kKind == IndexKind::kBox) widths_of<kQueries>(at, widths);
+    SKV_EACH_OF(part, kParts) {
+      const size_t run = tile * kTileRuns + part * kLanes;
+      // Lanes behind the page's last run: scanned, never a maximum.
+      const auto is_run = first_lanes(job.run_count, run);
+      SKV_EACH_OF(q, kQueries) {
+        auto logit = sums[q * kParts + part];
+        if constexpr (kKind == IndexKind::kInt8 || kKind == IndexKind::kInt4) {
+          logit = hn::Mul(logit, hn::Mul(hn::Set(df, factors[q]), scales_of(job, run)));
+        } else if constexpr (kKind == IndexKind::kBall) {
+          logit = hn::MulAdd(hn::Set(df, factors[q]), scales_of(job, run), logit);
+        } else if constexpr (kKind == IndexKind::kBox) {
+          logit = hn::MulAdd(widths[q * kParts + part], scales_of(job, run), logit);
+        }
+        logit = cleaned(logit);
+        hn::StoreU(logit, df, logits + q * job.stride + run);
+        max[q] = hn::Max(max[q], hn::IfThenElse(is_run, logit, hn::Set(df, kLogitNone)));
       }
-      logit = cleaned(logit);
-      hn::StoreU(logit, df, job.logits + query * job.stride + run);
-      const auto counted = hn::IfThenElse(is_run, logit, hn::Set(df, kLogitNone));
-      float* max = maxima + query * kLanes;
-      hn::StoreU(hn::Max(hn::LoadU(df, max), counted), df, max);
     }
   }
+  SKV_EACH_OF(q, kQueries) hn::StoreU(max[q], df, maxima + (first_query + q) * kLanes);
 }
 
-// Tile by tile, which stays in the nearest cache while all queries pass over it.
+// A group of queries goes over all tiles where it is the only one. Else tile by tile: a tile stays
+// in the nearest cache while all groups pass over it.
 template <IndexKind kKind>
 void scan_kind(const FlatJob& job) {
   constexpr size_t kQueriesMax = 64;
   const Floats df;
-  float maxima[kQueriesMax * kLanes];
+  alignas(64) float maxima[kQueriesMax * kLanes];
   for (size_t i = 0; i < job.query_count * kLanes; ++i) maxima[i] = kLogitNone;
-  At at{};
-  const std::byte* tiles = job.area + FlatAreaLayout::tiles(kKind, job.run_tokens);
-  const std::byte* next =
-      job.next == nullptr ? nullptr : job.next + FlatAreaLayout::tiles(kKind, job.run_tokens);
-  at.tile = tiles;
-  at.k_dim = job.k_dim;
-  at.first = job.queries->first;
-  at.spread = job.queries->spread;
-  at.second = job.queries->second;
-  at.steps = job.queries->steps;
-  const size_t tile_bytes = FlatAreaLayout::tile_bytes(kKind, job.k_dim);
-  const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
-  for (size_t tile = 0; tile < tile_count; ++tile, at.tile += tile_bytes) {
+  const size_t from = FlatAreaLayout::tiles(kKind, job.run_tokens);
+  const Tiles tiles{job.area + from, FlatAreaLayout::tile_bytes(kKind, job.k_dim),
+                    (job.run_count + kTileRuns - 1) / kTileRuns,
+                    job.next == nullptr ? nullptr : job.next + from};
+  const bool one_group = job.query_count <= 2 ||
+                         (kQueriesAtOnce == 8 && (job.query_count == 4 || job.query_count == 8));
+  const size_t step = one_group ? tiles.count : 1;
+  for (size_t begin = 0; begin < tiles.count; begin += step) {
+    const size_t end = begin + step;
     size_t q = 0;
-    at.ahead = ahead_of(tiles, tile_count * tile_bytes, next, tile * tile_bytes, job.query_count);
-    const auto done = [&](size_t queries) {
-      q += queries;
-      at.ahead = nullptr;
-    };
     if constexpr (kQueriesAtOnce == 8) {
-      for (; q + 8 <= job.query_count; done(8)) scan_tile<kKind, 8>(job, at, tile, q, maxima);
-      for (; q + 4 <= job.query_count; done(4)) scan_tile<kKind, 4>(job, at, tile, q, maxima);
+      for (; q + 8 <= job.query_count; q += 8) {
+        scan_tiles<kKind, 8>(job, tiles, begin, end, q, q == 0, maxima);
+      }
+      for (; q + 4 <= job.query_count; q += 4) {
+        scan_tiles<kKind, 4>(job, tiles, begin, end, q, q == 0, maxima);
+      }
     }
-    for (; q + 2 <= job.query_count; done(2)) scan_tile<kKind, 2>(job, at, tile, q, maxima);
-    if (q < job.query_count) scan_tile<kKind, 1>(job, at, tile, q, maxima);
+    for (; q + 2 <= job.query_count; q += 2) {
+      scan_tiles<kKind, 2>(job, tiles, begin, end, q, q == 0, maxima);
+    }
+    if (q < job.query_count) scan_tiles<kKind, 1>(job, tiles, begin, end, q, q == 0, maxima);
   }
   for (size_t q = 0; q < job.query_count; ++q) {
     const float max = hn::GetLane(hn::MaxOfLanes(df, hn::LoadU(df, maxima + q * kLanes)));
