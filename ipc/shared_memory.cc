@@ -91,8 +91,8 @@ Result<void> check_client_memfd(int fd, uint64_t bytes) {
   if (system.f_type != TMPFS_MAGIC) {
     return refuse("it is not on tmpfs (huge pages of hugetlbfs are not supported)");
   }
-  constexpr int needed = F_SEAL_SHRINK | F_SEAL_GROW;
-  if ((seals & needed) != needed) {
+  constexpr int kNeeded = F_SEAL_SHRINK | F_SEAL_GROW;
+  if ((seals & kNeeded) != kNeeded) {
     return refuse("seals must contain F_SEAL_SHRINK and F_SEAL_GROW, they are " +
                   std::to_string(seals));
   }

@@ -20,8 +20,11 @@ class KeptReads {
   KeptReads() = default;  // keeps nothing
   KeptReads(float query_cosine, uint32_t heads)
       : query_cosine_(query_cosine), heads_(query_cosine > 0.0F ? heads : 0) {}
-  KeptReads(KeptReads&&) = default;  // a copy's sets would be the original's
+  ~KeptReads() = default;
+  KeptReads(KeptReads&&) = default;
   KeptReads& operator=(KeptReads&&) = default;
+  KeptReads(const KeptReads&) = delete;  // a copy's sets would be the original's
+  KeptReads& operator=(const KeptReads&) = delete;
 
   // `head`: WindowLayout::resident_set(layer, head). queries: fp32 [query][k_dim]. `end_block`: of
   // the context now. Null: rank. Else valid until keep() of that head.

@@ -30,6 +30,7 @@
 #define SKV_UNROLL _Pragma("GCC unroll 4")
 #define SKV_UNROLL_ALL _Pragma("GCC unroll 16")
 #endif
+// `i` is declared. NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define SKV_EACH_OF(i, count) SKV_UNROLL_ALL for (size_t i = 0; i < (count); ++i)
 // `q` is declared. NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define SKV_EACH_QUERY(q) SKV_UNROLL for (size_t q = 0; q < kQueries; ++q)

@@ -38,8 +38,8 @@ inline uint64_t cpu_ns(pid_t pid) {
   return sum;
 }
 
-// Until the process has nothing more to do: what it does behind a set-up (memory becomes huge pages)
-// is no part of what is measured after it. 10 s at most.
+// Until the process has nothing more to do: what it does behind a set-up (memory becomes huge
+// pages) is no part of what is measured after it. 10 s at most.
 inline void wait_until_idle(pid_t pid) {
   constexpr uint64_t kIdleNs = 5'000'000;  // of 100 ms
   uint64_t before = cpu_ns(pid);
