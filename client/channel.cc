@@ -22,8 +22,8 @@ constexpr uint32_t kSpinCoresMin = 6;
 
 uint64_t spin_limit_ns(const Connection& connection) {
   if (connection.spin_us()) return uint64_t{*connection.spin_us()} * 1000;
-  static const uint32_t cores = cores_allowed();
-  return cores >= kSpinCoresMin ? kSpinUs * 1000 : 0;
+  static const uint32_t kCores = cores_allowed();
+  return kCores >= kSpinCoresMin ? kSpinUs * 1000 : 0;
 }
 
 // Destroyed when the thread exits.

@@ -115,7 +115,7 @@ void put_write(Core& core, Session& session, const PutWrite& message, const Repl
       reply->error(done.status.error());
     }
   });
-  core.data.post(std::move(write));
+  core.data.post(write);
 }
 
 namespace {

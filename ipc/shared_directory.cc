@@ -236,6 +236,7 @@ SharedDirectoryReader::Cover SharedDirectoryReader::match(const Query& query,
   for (uint32_t block = 0; block < stored_to;) {
     uint32_t length = std::min(longest, stored_to - block);
     for (; length >= shortest; --length) {
+      // `shortest` is not 0. NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
       const uint32_t bit = 1U << (length - shortest);
       if (scratch.on_path[block + length] == 0) continue;
       const uint32_t edges = scratch.edges[block + length];

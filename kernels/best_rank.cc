@@ -275,11 +275,11 @@ class BestRow {
     for (uint32_t i = 0; i < row_.block_count; ++i) {
       const uint32_t block = row_.blocks[i];
       page = page_of(view_, block, page);
-      const RankSentence* at = view_.sentences + page * kPageSentences;
+      const RankSentence* at = view_.sentences + size_t{page} * kPageSentences;
       uint32_t left = std::min(kPageSentences, view_.sentence_count - page * kPageSentences);
       // Without a branch, which would be a surprise each time.
       for (; left > 1; left -= left / 2) {
-        at += left / 2 * static_cast<uint32_t>(at[left / 2].first_block <= block);
+        at += size_t{left / 2} * static_cast<size_t>(at[left / 2].first_block <= block);
       }
       const auto sentence = static_cast<uint32_t>(at - view_.sentences);
       row_.block_sentences[i] = sentence;

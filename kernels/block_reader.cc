@@ -43,7 +43,8 @@ void read_blocks(const RankCall& call,
   uint32_t page = 0;
   for (const uint32_t block : blocks) {
     page = page_of(view, block, page);
-    const uint32_t first_run = (block - view.sentences[page * kPageSentences].first_block) * runs;
+    const uint32_t first_run =
+        (block - view.sentences[size_t{page} * kPageSentences].first_block) * runs;
     for (uint32_t run = first_run; run < first_run + runs; run += part_runs) {
       const std::byte* piece =
           view.pages[page] + view.area_offset + size_t{run / kPieceRuns} * piece_bytes;

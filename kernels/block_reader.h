@@ -15,8 +15,8 @@ inline float* copy_runs(const float* from, uint32_t count, float* to) {
 
 // The page that holds a block, from one before it.
 inline uint32_t page_of(const RankView& view, uint32_t block, uint32_t page) {
-  while ((page + 1) * kPageSentences < view.sentence_count &&
-         view.sentences[(page + 1) * kPageSentences].first_block <= block) {
+  while (size_t{page + 1} * kPageSentences < view.sentence_count &&
+         view.sentences[size_t{page + 1} * kPageSentences].first_block <= block) {
     ++page;
   }
   return page;

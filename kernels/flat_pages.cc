@@ -79,6 +79,7 @@ uint32_t scale_offset(IndexKind kind, uint32_t k_dim) {
 
 void append_flat(std::byte* area,
                  const IndexDescriptor& index,
+                 // NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
                  uint32_t k_dim,
                  uint32_t first_run,
                  uint32_t runs,

@@ -94,13 +94,18 @@ void scan(const FlatJob& job) {
   }
 }
 
-float masses(
-    float* logits, float max, uint32_t run_count, uint32_t runs_per_block, float run_tokens) {
+float masses(float* logits,
+             // NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
+             float max,
+             uint32_t run_count,
+             uint32_t runs_per_block,
+             float run_tokens) {
   for (uint32_t run = 0; run < run_count; ++run) logits[run] = exp2_of(logits[run] - max);
   uint32_t count = run_count;
   for (uint32_t width = runs_per_block; width > 1; width /= 2) {
     count /= 2;
-    for (uint32_t i = 0; i < count; ++i) logits[i] = logits[2 * i] + logits[2 * i + 1];
+    for (uint32_t i = 0; i < count; ++i)
+      logits[i] = logits[size_t{2} * i] + logits[size_t{2} * i + 1];
   }
   float lanes[16] = {};
   for (uint32_t i = 0; i < count; ++i) {

@@ -246,13 +246,15 @@ void derive_flat(const KeyRows& keys,
     for (uint32_t d = 0; d < k_dim && run.count != 0; ++d) {
       mean[d] = held_finite(mean[d]) / static_cast<float>(run.count);
     }
-    write_run(index.kind, run, mean + k_dim, record + i * flat_run_bytes(index.kind, k_dim));
+    write_run(index.kind, run, mean + k_dim,
+              record + size_t{i} * flat_run_bytes(index.kind, k_dim));
   }
 }
 
 Result<void> check_flat(IndexKind kind, uint32_t k_dim, uint32_t runs, const std::byte* record) {
   for (uint32_t i = 0; i < runs; ++i) {
-    const Result<void> checked = check_run(kind, k_dim, record + i * flat_run_bytes(kind, k_dim));
+    const Result<void> checked =
+        check_run(kind, k_dim, record + size_t{i} * flat_run_bytes(kind, k_dim));
     if (checked.ok()) continue;
     return invalid_vectors("run " + std::to_string(i) + ", " + checked.error().message);
   }

@@ -87,6 +87,7 @@ void append_area(std::byte* area,
                  IndexKind kind,
                  uint32_t k_dim,
                  const VectorRecordLayout& record_layout,
+                 // NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
                  uint32_t runs,
                  uint32_t sentence,
                  uint32_t fine_unit,
@@ -126,8 +127,8 @@ class HeapPageMemory final : public PageMemory {
 }  // namespace
 
 std::shared_ptr<PageMemory> heap_page_memory() {
-  static const auto memory = std::make_shared<HeapPageMemory>();
-  return memory;
+  static const auto kMemory = std::make_shared<HeapPageMemory>();
+  return kMemory;
 }
 
 VectorPage::VectorPage(std::shared_ptr<PageMemory> from, uint64_t page_bytes)

@@ -29,9 +29,11 @@ float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps) {
   return any ? largest / static_cast<float>(kQuerySteps * kSquareSteps) : 0.0F;
 }
 
-// The widest first. NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
+// The widest first.
+// NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 void RankScratch::reserve(uint32_t sentence_count,
                           uint32_t block_total,
+                          // NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
                           uint32_t run_total,
                           uint32_t query_count,
                           uint32_t k_dim,

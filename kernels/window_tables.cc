@@ -78,6 +78,7 @@ TableArrays WindowTables::buffer(uint32_t layer) const {
           reinterpret_cast<uint8_t*>(base + at.origin)};
 }
 
+// NOLINTNEXTLINE(bugprone-easily-swappable-parameters)
 bool WindowTables::names(uint32_t layer,
                          uint64_t readers_done,
                          uint64_t offset,

@@ -46,13 +46,13 @@ Digest sha256(std::span<const uint8_t> bytes) {
     void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
     void operator()(EVP_MD* algorithm) const { EVP_MD_free(algorithm); }
   };
-  static const std::unique_ptr<EVP_MD, Free> algorithm(EVP_MD_fetch(nullptr, "SHA256", nullptr));
-  thread_local const std::unique_ptr<EVP_MD_CTX, Free> context(EVP_MD_CTX_new());
+  static const std::unique_ptr<EVP_MD, Free> kAlgorithm(EVP_MD_fetch(nullptr, "SHA256", nullptr));
+  thread_local const std::unique_ptr<EVP_MD_CTX, Free> kContext(EVP_MD_CTX_new());
   Digest digest;
   unsigned int written = 0;
-  const bool done = EVP_DigestInit_ex(context.get(), algorithm.get(), nullptr) == 1 &&
-                    EVP_DigestUpdate(context.get(), bytes.data(), bytes.size()) == 1 &&
-                    EVP_DigestFinal_ex(context.get(), digest.bytes.data(), &written) == 1;
+  const bool done = EVP_DigestInit_ex(kContext.get(), kAlgorithm.get(), nullptr) == 1 &&
+                    EVP_DigestUpdate(kContext.get(), bytes.data(), bytes.size()) == 1 &&
+                    EVP_DigestFinal_ex(kContext.get(), digest.bytes.data(), &written) == 1;
   SKV_CHECK(done && written == digest.bytes.size(), "SHA-256 of libcrypto failed");
   return digest;
 }

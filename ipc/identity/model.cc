@@ -188,10 +188,10 @@ Result<void> check_support(const ModelDescriptor& model) {
   for (size_t index = 0; index < model.layers.size(); ++index) {
     const LayerDescriptor& layer = model.layers[index];
     if (layer.layer_class != LayerClass::kFull) {
-      constexpr std::string_view names[] = {"full", "sliding window", "linear", "shares KV",
-                                            "shares index"};
+      constexpr std::string_view kNames[] = {"full", "sliding window", "linear", "shares KV",
+                                             "shares index"};
       return unsupported(in_layer(index, "layer_class") + " '" +
-                         std::string(names[static_cast<size_t>(layer.layer_class)]) +
+                         std::string(kNames[static_cast<size_t>(layer.layer_class)]) +
                          "' is not supported, full is");
     }
     if (layer.logit_cap != 0.0F) {
