@@ -94,15 +94,15 @@ uint64_t DataCore::step() {
   bool more = take_submissions();
   const bool feeding = feed_slice(now_ns() + slice_ns);
   more |= feeding;
-  uint64_t prefetch_slice_ns = slice_ns;
-  if (copies_.count() > 0) {
-    prefetch_slice_ns = PrefetchRunner::kTurnNs;  // copies that wait take every other turn
-  } else if (!feeding && hidden_.empty() && !residency_.withdrawals_wait()) {
-    // Nothing else is under way, and what comes interrupts. Each look around costs 2 us and more:
-    // ranking leaves nothing of this thread's in the caches.
-    prefetch_slice_ns *= kSlicesAlone;
+  // Copies that wait take every other turn.
+  const bool copies_wait = copies_.count() > 0;
+  bool prefetching = prefetches_.run(now_ns() + (copies_wait ? PrefetchRunner::kTurnNs : slice_ns));
+  // Each look around costs 2 us and more: ranking leaves nothing of this thread's in the caches.
+  for (uint32_t slices = 1; prefetching && slices < kSlicesAlone; ++slices) {
+    if (feeding || copies_wait || !alone()) break;
+    prefetching = prefetches_.run(now_ns() + slice_ns);
   }
-  more |= prefetches_.run(now_ns() + prefetch_slice_ns);
+  more |= prefetching;
   fills_.run();
   more |= copies_.run(now_ns() + copy_slice_ns);
   answer_loop();
@@ -556,8 +556,11 @@ bool DataCore::ready() {
 }
 
 bool DataCore::called() {
-  return prefetches_.moving() || !needed_.empty() || !events_.empty() ||
-         (options_.called && options_.called()) || ready();
+  return !needed_.empty() || !events_.empty() || (options_.called && options_.called()) || ready();
+}
+
+bool DataCore::alone() {
+  return !prefetches_.moving() && hidden_.empty() && !residency_.withdrawals_wait() && !called();
 }
 
 bool DataCore::prepare_sleep() {

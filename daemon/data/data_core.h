@@ -53,11 +53,11 @@ class DataCore {
 
   // A channel has something: for a waiter that does not sleep yet.
   bool ready();
+  // A channel has something, the loop has sent something, or something waits to be sent to it.
+  bool called();
   // Nothing is under way that ends by itself (moves, slabs, cold chunks): only clients and the loop
   // can bring work.
   bool idle() const { return prefetches_.count() == 0 && creating_.empty(); }
-  // The same, or the loop or the pool waits for something or has sent something.
-  bool called();
   // Before sleeping: false if a channel has something. awake() afterwards either way.
   bool prepare_sleep();
   void awake();
@@ -65,6 +65,7 @@ class DataCore {
   uint64_t now_ns() const { return options_.now_ns(); }
 
  private:
+  // Slices of prefetches before a look around, while nothing else goes on.
   static constexpr uint32_t kSlicesAlone = 10;
 
   // An entry between being taken and being completed.
@@ -132,6 +133,7 @@ class DataCore {
   void poll_pool();
   void slab_created(WindowId id, SlotPool::Completion& completion);
   void device_lost(const std::string& reason);
+  bool alone();  // nothing that would have to be looked at goes on beside prefetches
   // True: a channel's turn ended before its submissions did.
   bool take_submissions();
   bool take_from(ChannelId id, Channel& channel);
