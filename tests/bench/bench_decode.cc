@@ -20,6 +20,7 @@
 // 32: layers are alike, a step is so many of them one after another. Bodies are synthetic: times do
 // not depend on them, which blocks are chosen does.
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -386,8 +387,12 @@ int run(int argc, char** argv) {
   }
   for (const std::string& word : report.rest()) {
     const size_t equals = word.find('=');
-    const auto value = static_cast<uint32_t>(
-        equals == std::string::npos ? 0 : std::atoi(word.c_str() + equals + 1));
+    uint32_t value = 0;  // all of the word behind it, or it is none
+    const char* const end = word.data() + word.size();
+    if (equals == std::string::npos ||
+        std::from_chars(word.data() + equals + 1, end, value).ptr != end) {
+      value = 0;
+    }
     const std::string key = word.substr(0, equals);
     if (value > 0 && key == "memory") {
       settings.memory_bytes = uint64_t{value} << 30;

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,10 @@
 #include "tests/bench/put_engine.h"
 #include "tests/bench/redis_client.h"
 #include "tests/bench/report.h"
+#include "tiers/arena_warmer.h"
 #include "tiers/checksum.h"
 #include "tiers/copy.h"
+#include "tiers/host_arena.h"
 
 namespace skv::bench {
 namespace {
@@ -44,7 +47,7 @@ constexpr Size kSizes[] = {{"64k", {64 << 10, 1, 2}, 0.3},
 constexpr uint64_t kWorkingSetBytes = 48ULL << 20;
 
 struct Region {
-  explicit Region(uint64_t size, bool huge = false) : bytes(size) {
+  explicit Region(uint64_t size) : bytes(size) {
     const int fd = ::memfd_create("bench", MFD_CLOEXEC);
     if (::ftruncate(fd, static_cast<off_t>(size)) == 0) {
       memory =
@@ -53,7 +56,6 @@ struct Region {
     // The same pages through page tables that nobody has filled yet.
     untouched = static_cast<const std::byte*>(::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0));
     ::close(fd);
-    if (huge) (void)::madvise(memory, size, MADV_HUGEPAGE);
   }
   ~Region() {
     ::munmap(memory, bytes);
@@ -177,24 +179,21 @@ void Bench::faults() {
   const uint64_t bytes = report_.quick() ? 16ULL << 20 : 128ULL << 20;
   const std::vector<std::byte> from(6 << 20, std::byte{1});
   const double touched = 1e-9 * 6291456.0 / limit_.seconds(6 << 20, 5);
-  struct Way {
-    const char* text;
-    bool huge;
-    bool populate;
-  };
-  for (const Way& way : {Way{"4 KiB pages, by touch", false, false},
-                         Way{"4 KiB pages, MADV_POPULATE_WRITE", false, true},
-                         Way{"MADV_HUGEPAGE, by touch", true, false}}) {
-    Region region(bytes, way.huge);
+  const auto per_page = [&](const char* text, const auto& touch) {
+    const std::unique_ptr<HostArena> arena = HostArena::create(bytes, kHugePageBytes).value();
     const double begin = now();
-    if (way.populate) {
-      if (::madvise(region.memory, bytes, MADV_POPULATE_WRITE) != 0) continue;
-    } else {
-      for (uint64_t at = 0; at < bytes; at += 4096) region.memory[at] = std::byte{1};
-    }
-    const double per_page_us = (now() - begin) * 1e6 / static_cast<double>(bytes / 4096);
-    report_.add({"fault.page", way.text, per_page_us, "us", 0, "", 0, Better::kLower});
-  }
+    touch(arena->memory());
+    report_.add({"fault.page", text, (now() - begin) * 1e6 / static_cast<double>(bytes / 4096),
+                 "us", 0, "", 0, Better::kLower});
+  };
+  per_page("4 KiB, by touch", [](std::span<std::byte> memory) {
+    for (uint64_t at = 0; at < memory.size(); at += 4096) memory[at] = std::byte{1};
+  });
+  ArenaWarmer warmer;
+  per_page("4 KiB of huge pages, by the warmer", [&](std::span<std::byte> memory) {
+    warmer.add(memory);
+    warmer.settle();
+  });
   Region fresh(bytes);
   const double begin = now();
   uint64_t at = 0;
