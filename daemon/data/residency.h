@@ -114,11 +114,11 @@ class Residency {
 
   // Empty: not in host memory.
   ExtentLease lease(ResidentSentence& sentence, uint32_t chunk);
+  ExtentLease lease(const ChunkRef& chunk);
   // Before many leases: asks the memory for one step of the way to each of these chunks, call after
   // call; a lease follows pointers that ranking has driven out of the caches.
   enum class Way : uint8_t { kSentence, kChunk, kExtent };
   static void warm(const ResidentSentence& sentence, uint32_t chunk, Way way);
-  ExtentLease lease(const ChunkRef& chunk);
   // One more on what `held` holds, also while it is being withdrawn. Only for who holds it anyway:
   // its memory is not given back before that one lets go, so waiting for the chunk would be for
   // ever.
