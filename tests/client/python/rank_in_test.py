@@ -9,7 +9,7 @@ import numpy as np
 import skv
 
 from daemon import Daemon
-from skv_test import HEADS, LAYERS, Engine
+from engine import HEADS, LAYERS, Engine
 
 
 class RankInTest(unittest.TestCase):
