@@ -394,9 +394,7 @@ uint64_t rank_best(const RankCall& call) {
   for (uint32_t i = 0; i < call.queries(); ++i) {
     float* query = s.query.data() + size_t{i} * view.k_dim;
     int8_t* steps = s.query_steps.data() + size_t{i} * view.k_dim;
-    for (uint32_t d = 0; d < view.k_dim; ++d) {
-      query[d] = call.query.queries[size_t{i} * view.k_dim + d] * scale;
-    }
+    scale_query(view.kind, call.query.queries + size_t{i} * view.k_dim, scale, view.k_dim, query);
     BestRow(call, i).begin();
     if (sketch_query(query, view.k_dim, steps, queries[i])) continue;
     s.best[i].is_lost = true;

@@ -24,7 +24,7 @@ void read_blocks(const RankCall& call,
   const uint32_t part_runs = std::min(runs, kPieceRuns);
   uint32_t part_count = 0;
   float* const spread = first_line(call.scratch.query_spread);
-  spread_query(query, view.k_dim, spread);
+  spread_query(view.kind, query, view.k_dim, spread);
   PieceJob job;
   job.pieces = pieces;
   job.kind = view.kind;

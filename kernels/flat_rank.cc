@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "ipc/layout/half.h"
 #include "kernels/rank_math.h"
 #include "kernels/rank_memory.h"
 
@@ -45,7 +46,23 @@ float query_to_steps(
 
 }  // namespace
 
-void spread_query(const float* query, uint32_t k_dim, float* to) {
+void scale_query(IndexKind kind, const float* query, float scale, uint32_t k_dim, float* to) {
+  for (uint32_t d = 0; d < k_dim; ++d) to[d] = query[d] * scale;
+  if (kind != IndexKind::kBf16) return;
+  for (uint32_t d = 0; d < k_dim; ++d) to[d] = bfloat_to_float(float_to_bfloat(to[d]));
+}
+
+void spread_query(IndexKind kind, const float* query, uint32_t k_dim, float* to) {
+  if (kind == IndexKind::kBf16) {
+    for (uint32_t d = 0; d < k_dim; d += 4) {
+      uint16_t four[4];
+      for (uint32_t i = 0; i < 4; ++i) {
+        four[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(query[d + i]) >> 16);
+      }
+      for (uint32_t i = 0; i < 2 * kQuerySpread; ++i, to += 2) std::memcpy(to, four, sizeof four);
+    }
+    return;
+  }
   for (uint32_t d = 0; d < k_dim; d += 4) {
     for (uint32_t i = 0; i < kQuerySpread; ++i, to += 4) std::copy_n(query + d, 4, to);
   }
@@ -72,7 +89,7 @@ FlatQueries prepare_queries(const RankCall& call) {
     const float* from = call.query.queries + size_t{q} * k_dim;
     float* first = s.query.data() + size_t{q} * k_dim;
     float* second = s.query_second.data() + size_t{q} * k_dim;
-    for (uint32_t d = 0; d < k_dim; ++d) first[d] = from[d] * scale;
+    scale_query(call.view.kind, from, scale, k_dim, first);
     switch (call.view.kind) {
       case IndexKind::kInt8:
       case IndexKind::kInt4: {
@@ -101,7 +118,8 @@ FlatQueries prepare_queries(const RankCall& call) {
         break;
     }
     if (has_halves(call.view.kind)) {
-      spread_query(first, k_dim, first_line(s.query_spread) + size_t{q} * k_dim * kQuerySpread);
+      spread_query(call.view.kind, first, k_dim,
+                   first_line(s.query_spread) + size_t{q} * k_dim * kQuerySpread);
     }
   }
   return {s.query.data(),       first_line(s.query_spread), s.query_second.data(),

@@ -68,7 +68,7 @@ float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t
     default:
       break;
   }
-  const float dot = dot_of_halves(tile, lane, job.k_dim, job.kind == IndexKind::kBf16, first);
+  const float dot = dot_of_halves(job.kind, tile, lane, job.k_dim, first);
   if (job.kind == IndexKind::kBall) {
     return std::fma(job.queries->factors[query], load_half(job.area, run), dot);
   }
@@ -82,6 +82,7 @@ float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t
 }
 
 void scan(const FlatJob& job) {
+  const FloatEnvironment environment(subnormals_of(job.kind));
   const std::byte* tiles = job.area + FlatAreaLayout::tiles(job.kind, job.run_tokens);
   const size_t tile_bytes = FlatAreaLayout::tile_bytes(job.kind, job.k_dim);
   for (uint32_t query = 0; query < job.query_count; ++query) {
@@ -132,12 +133,22 @@ void shares(const ShareJob& job) {
 }  // namespace
 
 float dot_of_halves(
-    const std::byte* tile, uint32_t lane, uint32_t k_dim, bool bfloat, const float* query) {
+    IndexKind kind, const std::byte* tile, uint32_t lane, uint32_t k_dim, const float* query) {
+  const auto bits = [&](uint32_t d) {
+    return load_u16(tile + FlatAreaLayout::value(k_dim, d, lane), 0);
+  };
+  if (kind == IndexKind::kBf16) {
+    float pairs[2] = {};
+    for (uint32_t d = 0; d < k_dim; d += 2) {
+      float& sum = pairs[d / 2 % 2];
+      sum = std::fma(query[d + 1], bfloat_to_float(bits(d + 1)), sum);
+      sum = std::fma(query[d], bfloat_to_float(bits(d)), sum);
+    }
+    return pairs[0] + pairs[1];
+  }
   float lanes[4] = {};
   for (uint32_t d = 0; d < k_dim; ++d) {
-    const uint16_t bits = load_u16(tile + FlatAreaLayout::value(k_dim, d, lane), 0);
-    lanes[d % 4] =
-        std::fma(query[d], bfloat ? bfloat_to_float(bits) : half_to_float(bits), lanes[d % 4]);
+    lanes[d % 4] = std::fma(query[d], half_to_float(bits(d)), lanes[d % 4]);
   }
   return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }

@@ -171,7 +171,7 @@ struct Tiles {
 
 // Logits of tiles [begin, end) for kQueries queries from `first_query` on; `maxima`
 // [query][kLanes]. `asks`: for what comes after them, which one of the groups of queries does.
-template <IndexKind kKind, size_t kQueries>
+template <IndexKind kKind, bool kNative, size_t kQueries>
 HWY_NOINLINE void scan_tiles(const FlatJob& job,
                              const Tiles& tiles,
                              size_t begin,
@@ -201,9 +201,10 @@ HWY_NOINLINE void scan_tiles(const FlatJob& job,
       nibble_sums_of<kQueries>(at, offsets, sums);
     } else if constexpr (kKind == IndexKind::kMinMax) {
       min_max_of<kQueries>(at, sums);
+    } else if constexpr (kKind == IndexKind::kBf16) {
+      pair_dots<kQueries, kTileRuns, kNative>(at.tile, at.k_dim, at.spread, at.ahead, sums);
     } else {
-      piece_dots<kQueries, kTileRuns, kKind == IndexKind::kBf16>(at.tile, at.k_dim, at.spread,
-                                                                 at.ahead, sums);
+      piece_dots<kQueries, kTileRuns>(at.tile, at.k_dim, at.spread, at.ahead, sums);
     }
     FloatVector widths[kQueries * kParts];
     if constexpr (kKind == IndexKind::kBox) widths_of<kQueries>(at, widths);
@@ -230,9 +231,10 @@ HWY_NOINLINE void scan_tiles(const FlatJob& job,
 }
 
 // A group of queries goes over all tiles where it is the only one. Else tile by tile: a tile stays
-// in the nearest cache while all groups pass over it.
-template <IndexKind kKind>
+// in the nearest cache while all groups pass over it. `kNative`: bfloat_pair_dot.
+template <IndexKind kKind, bool kNative = false>
 void scan_kind(const FlatJob& job) {
+  const FloatEnvironment environment(subnormals_of(kKind));
   constexpr size_t kQueriesMax = 64;
   const Floats df;
   alignas(64) float maxima[kQueriesMax * kLanes];
@@ -249,16 +251,17 @@ void scan_kind(const FlatJob& job) {
     size_t q = 0;
     if constexpr (kQueriesAtOnce == 8) {
       for (; q + 8 <= job.query_count; q += 8) {
-        scan_tiles<kKind, 8>(job, tiles, begin, end, q, q == 0, maxima);
+        scan_tiles<kKind, kNative, 8>(job, tiles, begin, end, q, q == 0, maxima);
       }
       for (; q + 4 <= job.query_count; q += 4) {
-        scan_tiles<kKind, 4>(job, tiles, begin, end, q, q == 0, maxima);
+        scan_tiles<kKind, kNative, 4>(job, tiles, begin, end, q, q == 0, maxima);
       }
     }
     for (; q + 2 <= job.query_count; q += 2) {
-      scan_tiles<kKind, 2>(job, tiles, begin, end, q, q == 0, maxima);
+      scan_tiles<kKind, kNative, 2>(job, tiles, begin, end, q, q == 0, maxima);
     }
-    if (q < job.query_count) scan_tiles<kKind, 1>(job, tiles, begin, end, q, q == 0, maxima);
+    if (q < job.query_count)
+      scan_tiles<kKind, kNative, 1>(job, tiles, begin, end, q, q == 0, maxima);
   }
   for (size_t q = 0; q < job.query_count; ++q) {
     const float max = hn::GetLane(hn::MaxOfLanes(df, hn::LoadU(df, maxima + q * kLanes)));
@@ -272,7 +275,8 @@ void scan(const FlatJob& job) {
     case IndexKind::kKeys:
       return scan_kind<IndexKind::kFp16>(job);
     case IndexKind::kBf16:
-      return scan_kind<IndexKind::kBf16>(job);
+      return has_bfloat_dot() ? scan_kind<IndexKind::kBf16, SKV_BFLOAT_DOT != 0>(job)
+                              : scan_kind<IndexKind::kBf16>(job);
     case IndexKind::kInt8:
       return scan_kind<IndexKind::kInt8>(job);
     case IndexKind::kInt4:

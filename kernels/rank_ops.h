@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/float_environment.h"
 #include "kernels/rank.h"
 
 namespace skv {
@@ -56,7 +57,7 @@ float squares_to_steps(const float* query, uint32_t k_dim, int8_t* steps);
 // Queries of a flat scan, [query][k_dim] each; kernels/README.md says what the kinds make of them.
 struct FlatQueries {
   const float* first = nullptr;   // kMinMax: the part above 0; else the query
-  const float* spread = nullptr;  // kinds with dot_of_halves: the query as spread_query leaves it
+  const float* spread = nullptr;  // kinds of 16-bit values: the query as spread_query leaves it
   const float* second = nullptr;  // kMinMax: the part below 0; kBox: magnitudes
   // kInt8, kInt4: the query in steps, [query][2][k_dim]: kInt8 128 * the first + the second, kInt4
   // the first; and what is to be added to their sums, [query][2], for values that are stored as
@@ -89,9 +90,13 @@ inline constexpr size_t kScanAhead = 8192;  // bytes
 inline constexpr uint32_t kAheadQueries = 4;
 inline constexpr uint32_t kFlatRoom = 512;  // logits behind the last of a query: 16 blocks
 
-// Every 4 channels of a query as often as a vector of 16 lanes holds them.
+// A query times `scale`, as the kind has it: kBf16 rounds it to bf16.
+void scale_query(IndexKind kind, const float* query, float scale, uint32_t k_dim, float* to);
+
+// Every 4 channels of a scaled query as often as a vector of 16 lanes holds them, [k_dim / 4][16]:
+// fp32, or for kBf16 pairs of bf16, the lower channel in the low half.
 inline constexpr uint32_t kQuerySpread = 4;
-void spread_query(const float* query, uint32_t k_dim, float* to);
+void spread_query(IndexKind kind, const float* query, uint32_t k_dim, float* to);
 
 // From masses to scores, all queries of a row in one pass.
 struct ShareJob {
@@ -134,8 +139,14 @@ const RankOps& simd_ops();  // of the target that is chosen now; reference_ops()
 const FlatOps& reference_flat_ops();
 const FlatOps& simd_flat_ops();
 
-// The dot product of a query with run `lane` of a tile of 16-bit values, as it is defined.
+// The dot product of a scaled query with run `lane` of a tile of 16-bit values, as it is defined.
+// Requires: an environment of subnormals_of(kind).
 float dot_of_halves(
-    const std::byte* tile, uint32_t lane, uint32_t k_dim, bool bfloat, const float* query);
+    IndexKind kind, const std::byte* tile, uint32_t lane, uint32_t k_dim, const float* query);
+
+// What the dot products of a kind make of subnormal numbers.
+constexpr Subnormals subnormals_of(IndexKind kind) {
+  return kind == IndexKind::kBf16 ? Subnormals::kFlushed : Subnormals::kKept;
+}
 
 }  // namespace skv

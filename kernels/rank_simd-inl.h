@@ -178,6 +178,10 @@ HWY_INLINE void prefetch_lines(const std::byte* ahead, size_t offset) {
   SKV_EACH_OF(line, kLines) __builtin_prefetch(ahead + offset + line * 64, 0, 2);
 }
 
+HWY_INLINE WordVector load_words(const std::byte* at) {
+  return hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(at));
+}
+
 // Sums of neighbours, of a's lanes first.
 HWY_INLINE FloatVector neighbours(FloatVector a, FloatVector b) {
   const Floats df;
@@ -185,12 +189,12 @@ HWY_INLINE FloatVector neighbours(FloatVector a, FloatVector b) {
 }
 
 // Dot products of kQueries queries, [query][k_dim / 4][4][4] (kQuerySpread), with kRuns / 8 pieces
-// of a tile of 16-bit values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
+// of a tile of fp16 values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
 // sums every fourth channel of a run; neighbours are added at the end. Pieces are read from
 // beginning to end, which is how memory is fast; a line is two vectors, which share the queries'
 // loads. Four queries take two pieces at once, which share them too: what they wait for is asked
 // for ahead.
-template <size_t kQueries, size_t kRuns, bool kBfloat>
+template <size_t kQueries, size_t kRuns>
 HWY_INLINE void piece_dots(const std::byte* tile,
                            size_t k_dim,
                            const float* queries,
@@ -215,8 +219,7 @@ HWY_INLINE void piece_dots(const std::byte* tile,
         const size_t d = two + 4 * step;
         FloatVector values[kVectors];
         SKV_EACH_OF(v, kVectors) {
-          values[v] = load_values<kBfloat>(lines + v / kLine * piece_bytes + d * 16 +
-                                           v % kLine * kLanes * 2);
+          values[v] = halves(lines + v / kLine * piece_bytes + d * 16 + v % kLine * kLanes * 2);
         }
         SKV_EACH_OF(q, kQueries) {
           const auto query = hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread);
@@ -241,9 +244,88 @@ HWY_INLINE void piece_dots(const std::byte* tile,
   }
 }
 
-HWY_INLINE WordVector load_words(const std::byte* at) {
-  return hn::LoadU(Words(), reinterpret_cast<const uint32_t*>(at));
+// AVX512_BF16, of which Highway 1.0.3 knows nothing: what it does is what kBf16 is defined by.
+#undef SKV_BFLOAT_DOT
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define SKV_BFLOAT_DOT 1
+HWY_INLINE bool has_bfloat_dot() { return __builtin_cpu_supports("avx512bf16") != 0; }
+#else
+#define SKV_BFLOAT_DOT 0
+HWY_INLINE bool has_bfloat_dot() { return false; }
+#endif
+
+// Per lane, of pairs of bf16: the high halves' product is added to acc, then the low ones'.
+// `kNative`: by one instruction, which flushes subnormals whatever the environment.
+template <bool kNative>
+HWY_INLINE FloatVector bfloat_pair_dot(FloatVector acc, WordVector a, WordVector b) {
+#if SKV_BFLOAT_DOT
+  if constexpr (kNative) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc.raw) : "v"(a.raw), "v"(b.raw));
+    return acc;
+  }
+#endif
+  const Floats df;
+  const auto high = [&](WordVector v) HWY_ATTR {
+    return hn::BitCast(df, hn::And(v, hn::Set(Words(), 0xFFFF0000U)));
+  };
+  const auto low = [&](WordVector v) HWY_ATTR { return hn::BitCast(df, hn::ShiftLeft<16>(v)); };
+  acc = hn::MulAdd(high(a), high(b), acc);
+  return hn::MulAdd(low(a), low(b), acc);
 }
+
+// piece_dots of bf16 values and queries, pair by pair, with nothing to convert: a lane has every
+// second pair of a run, a line 8 runs. Only eight queries are worth two pieces at once: fewer wait
+// for memory, which is fastest in order. Requires: subnormals are flushed.
+template <size_t kQueries, size_t kRuns, bool kNative>
+HWY_INLINE void pair_dots(const std::byte* tile,
+                          size_t k_dim,
+                          const float* queries,
+                          const std::byte* ahead,
+                          FloatVector* dots) {
+  constexpr size_t kLine = 16 / kLanes;  // vectors of a line
+  constexpr size_t kPieces = kRuns / kPieceRuns;
+  constexpr size_t kAtOnce = kQueries >= 8 ? kPieces : 1;
+  constexpr size_t kVectors = kLine * kAtOnce;
+  const Floats df;
+  const size_t piece_bytes = kPieceRuns * 2 * k_dim;
+  FloatVector sums[kQueries * kPieces * kLine];
+  SKV_EACH_OF(group, kPieces / kAtOnce) {
+    FloatVector acc[kQueries * kVectors];
+    SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
+    const std::byte* lines = tile + group * kAtOnce * piece_bytes;
+    SKV_UNROLL
+    for (size_t two = 0; two < k_dim; two += 8) {
+      prefetch_lines<2 * kAtOnce>(ahead, (group * piece_bytes + two * 16) * kAtOnce);
+      SKV_EACH_OF(step, 2) {
+        const size_t d = two + 4 * step;
+        WordVector values[kVectors];
+        SKV_EACH_OF(v, kVectors) {
+          values[v] = load_words(lines + v / kLine * piece_bytes + d * 16 + v % kLine * kLanes * 4);
+        }
+        SKV_EACH_OF(q, kQueries) {
+          const auto query =
+              hn::BitCast(Words(), hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread));
+          SKV_EACH_OF(v, kVectors) {
+            auto& sum = acc[q * kVectors + v];
+            sum = bfloat_pair_dot<kNative>(sum, values[v], query);
+          }
+        }
+      }
+    }
+    SKV_EACH_OF(q, kQueries) {
+      SKV_EACH_OF(v, kVectors) {
+        sums[q * kPieces * kLine + group * kVectors + v] = acc[q * kVectors + v];
+      }
+    }
+  }
+  constexpr size_t kDots = kPieces * kLine / 2;  // vectors of dots per query
+  if constexpr (kDots == 0) {
+    SKV_EACH_OF(q, kQueries) dots[q] = neighbours(sums[q], sums[q]);  // the lower half counts
+  } else {
+    SKV_EACH_OF(i, kQueries * kDots) dots[i] = neighbours(sums[2 * i], sums[2 * i + 1]);
+  }
+}
+
 // The lanes of a vector that begins with `first` of `count` values which are among them.
 HWY_INLINE hn::Mask<Floats> first_lanes(size_t count, size_t first) {
   const auto left = static_cast<int32_t>(count) - static_cast<int32_t>(first);

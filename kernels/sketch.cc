@@ -158,10 +158,11 @@ void bounds(const SketchJob& job) {
 }
 
 void logits(const PieceJob& job) {
+  const FloatEnvironment environment(subnormals_of(job.kind));
   for (size_t i = 0; i < job.count; ++i) {
     for (uint32_t lane = 0; lane < kPieceRuns; ++lane) {
-      job.logits[i * kPieceRuns + lane] = clean_logit(
-          dot_of_halves(job.pieces[i], lane, job.k_dim, job.kind == IndexKind::kBf16, job.query));
+      job.logits[i * kPieceRuns + lane] =
+          clean_logit(dot_of_halves(job.kind, job.pieces[i], lane, job.k_dim, job.query));
     }
   }
 }

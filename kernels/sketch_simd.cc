@@ -167,14 +167,19 @@ void bounds(const SketchJob& job) {
 }
 
 // Pieces lie far from each other: those that come next are asked for while one is read.
-template <bool kBfloat>
-void logits_kind(const PieceJob& job) {
+// `kNative`: bfloat_pair_dot.
+template <IndexKind kKind, bool kNative = false>
+HWY_NOINLINE void logits_kind(const PieceJob& job) {
   constexpr size_t kAhead = 8;
   constexpr size_t kVectors = kPieceRuns < kLanes ? 1 : kPieceRuns / kLanes;
   for (size_t i = 0; i < job.count; ++i) {
     FloatVector dots[kVectors];
     const std::byte* ahead = i + kAhead < job.count ? job.pieces[i + kAhead] : nullptr;
-    piece_dots<1, kPieceRuns, kBfloat>(job.pieces[i], job.k_dim, job.spread, ahead, dots);
+    if constexpr (kKind == IndexKind::kBf16) {
+      pair_dots<1, kPieceRuns, kNative>(job.pieces[i], job.k_dim, job.spread, ahead, dots);
+    } else {
+      piece_dots<1, kPieceRuns>(job.pieces[i], job.k_dim, job.spread, ahead, dots);
+    }
     SKV_EACH_OF(v, kVectors) {
       hn::StoreU(cleaned(dots[v]), Floats(), job.logits + i * kPieceRuns + v * kLanes);
     }
@@ -182,11 +187,10 @@ void logits_kind(const PieceJob& job) {
 }
 
 void logits(const PieceJob& job) {
-  if (job.kind == IndexKind::kBf16) {
-    logits_kind<true>(job);
-  } else {
-    logits_kind<false>(job);
-  }
+  const FloatEnvironment environment(subnormals_of(job.kind));
+  if (job.kind != IndexKind::kBf16) return logits_kind<IndexKind::kFp16>(job);
+  return has_bfloat_dot() ? logits_kind<IndexKind::kBf16, SKV_BFLOAT_DOT != 0>(job)
+                          : logits_kind<IndexKind::kBf16>(job);
 }
 
 const SketchOps* sketch_ops() {

@@ -73,14 +73,22 @@ std::vector<float> in_steps(std::vector<float> query) {
   return query;
 }
 
+// A query as kBf16 takes it: in base 2, its channels are rounded.
+std::vector<float> in_bfloats(std::vector<float> query, double softmax_scale) {
+  const auto factor = static_cast<float>(softmax_scale * 1.4426950408889634);
+  for (float& value : query) value = bfloat_to_float(float_to_bfloat(value * factor)) / factor;
+  return query;
+}
+
 synthetic::OracleScores estimated(const Context& context, std::vector<float> queries) {
   const Shape& shape = context.shape;
+  const double scale = 1.0 / std::sqrt(double{static_cast<float>(shape.k_dim)});
+  if (shape.kind == IndexKind::kBf16) queries = in_bfloats(queries, scale);
   for (size_t q = 0; shape.kind == IndexKind::kInt4 && q < queries.size(); q += shape.k_dim) {
     const auto begin = queries.begin() + static_cast<std::ptrdiff_t>(q);
     const std::vector<float> steps = in_steps({begin, begin + shape.k_dim});
     std::copy(steps.begin(), steps.end(), begin);
   }
-  const double scale = 1.0 / std::sqrt(double{static_cast<float>(shape.k_dim)});
   const uint32_t run_bytes = flat_run_bytes(shape.kind, shape.k_dim);
   const uint32_t per_block = shape.block_tokens / shape.run_tokens;
   std::vector<std::vector<double>> masses(queries.size() / shape.k_dim);
@@ -143,6 +151,35 @@ TEST(Flat, SingleTokensAreAttention) {
     }
     EXPECT_LT(error, bands[i]) << i;
   }
+}
+
+// Goal: what a query of kBf16 loses in its channels is what its keys lost in theirs, no more.
+// Method: logits of stored keys with the rounded query and with the given one, beside those of the
+// keys as they were, all in double precision.
+TEST(Flat, RoundedQueriesLoseAsMuchAsRoundedKeys) {
+  const Shape shape{128, 8, 1, IndexKind::kBf16};
+  const Context context = synthetic::random_context(shape, 30, 2);
+  double by_query = 0.0;
+  double by_keys = 0.0;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    const std::vector<float> query = synthetic::random_queries(1, 128, seed);
+    const std::vector<float> rounded = in_bfloats(query, 0.0884);
+    for (uint32_t s = 0; s < context.sentence_count(); ++s) {
+      for (uint32_t token = 0; token < context.block_counts[s] * 8; ++token) {
+        const auto run = std::span(context.blobs[s]).subspan(size_t{token} * 256, 256);
+        const double kept = logit_of(shape.kind, 128, run, query.data());
+        double exact = 0.0;
+        for (uint32_t d = 0; d < 128; ++d) {
+          exact += double{query[d]} * double{context.keys[s][size_t{token} * 128 + d]};
+        }
+        by_keys += (kept - exact) * (kept - exact);
+        const double taken = logit_of(shape.kind, 128, run, rounded.data());
+        by_query += (taken - kept) * (taken - kept);
+      }
+    }
+  }
+  EXPECT_GT(by_query, 0.0);
+  EXPECT_LT(std::sqrt(by_query / by_keys), 1.1);
 }
 
 // Goal: a bound is one: no token's logit is above its run's, whatever the query.

@@ -2,11 +2,15 @@
 
 #include <hwy/targets.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "ipc/layout/half.h"
 #include "kernels/vectors.h"
+#include "tests/conformance/ranking_compare.h"
 #include "tests/kernels/synthetic.h"
 
 namespace skv {
@@ -67,6 +71,41 @@ TEST(RankTargets, AreSaid) {
   any_target();
   std::printf("rank targets: %s; chosen: %s\n", names.c_str(), rank_target());
   EXPECT_GE(backends().size(), 2U);
+}
+
+// Goal: kBf16 is the same on every instruction set where products and sums are subnormal, which
+// the instruction that one of them has flushes whatever the environment says.
+// Method: keys and queries of all magnitudes that bf16 has, small ones above all; the logits'
+// maximum and the blocks' scores, bit by bit.
+TEST(RankTargets, FlushSubnormalsAlike) {
+  const synthetic::Shape shape{64, 8, 1, IndexKind::kBf16};
+  synthetic::Noise noise(11);
+  const auto any = [&noise](int lowest, int highest) {
+    return std::ldexp(
+        noise.normal(),
+        lowest + static_cast<int>(noise.below(static_cast<uint32_t>(highest - lowest))));
+  };
+  for (const int highest : {-126, -100, 0}) {
+    synthetic::Context context = synthetic::random_context(shape, 0, 3);
+    for (uint32_t i = 0; i < 20; ++i) {
+      std::vector<float> keys(size_t{64} * 64);
+      for (float& key : keys) key = any(-135, highest);
+      synthetic::append(context, 8, keys);
+    }
+    std::vector<float> queries(size_t{4} * 64);
+    for (float& query : queries) query = any(-30, 4);
+    const RankQuery query{queries.data(), 4, 1.0F};
+    RankScratch plain_scratch;
+    const RankResult plain = rank_reference(context.view(), query, {}, plain_scratch);
+    for (const RankBackend& backend : backends()) {
+      choose_target(backend.target);
+      RankScratch scratch;
+      const RankResult got = rank_simd(context.view(), query, {}, scratch);
+      SCOPED_TRACE(backend.name + " below 2^" + std::to_string(highest));
+      ranking_conformance::expect_same(got, plain);
+      any_target();
+    }
+  }
 }
 
 // Goal: the same keys give the same vectors on every instruction set, so that whoever derived them
