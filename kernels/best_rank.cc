@@ -305,11 +305,9 @@ class BestRow {
 // wait for no memory.
 void ask_for_more(const SketchJob& job, uint32_t row) {
   constexpr uint32_t kLines = 64;
-  constexpr uint32_t kManyQueries = 8;
-  if (job.next == nullptr || job.query_count >= kManyQueries) return;
-  const std::byte* from = job.next + (job.query_count < kAheadQueries ? 0 : kScanAhead);
+  if (job.next == nullptr || job.query_count >= kManySketchQueries) return;
   for (uint32_t line = row * kLines; line < (row + 1) * kLines; ++line) {
-    __builtin_prefetch(from + size_t{line} * 64, 0, 2);
+    __builtin_prefetch(job.next + size_t{line} * 64, 0, 2);
   }
 }
 

@@ -165,7 +165,8 @@ struct Tiles {
 
   const std::byte* at(size_t index) const { return first + index * tile_bytes; }
   const std::byte* ahead(size_t index, size_t query_count) const {
-    return ahead_of(first, count * tile_bytes, next, index * tile_bytes, query_count);
+    if (query_count < kAheadQueries) return nullptr;
+    return ahead_of(first, count * tile_bytes, next, index * tile_bytes);
   }
 };
 

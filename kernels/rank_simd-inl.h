@@ -332,11 +332,11 @@ HWY_INLINE hn::Mask<Floats> first_lanes(size_t count, size_t first) {
   return hn::RebindMask(Floats(), hn::Lt(hn::Iota(Ints(), 0), hn::Set(Ints(), left)));
 }
 
-// What to ask for while the bytes from `offset` of `all` are read, before those from `next`; null:
-// nothing.
-HWY_INLINE const std::byte* ahead_of(
-    const std::byte* all, size_t bytes, const std::byte* next, size_t offset, size_t query_count) {
-  if (query_count < kAheadQueries) return nullptr;
+// What to ask for while the bytes from `offset` of `all` are read, before those from `next`.
+HWY_INLINE const std::byte* ahead_of(const std::byte* all,
+                                     size_t bytes,
+                                     const std::byte* next,
+                                     size_t offset) {
   if (offset + kScanAhead < bytes) return all + offset + kScanAhead;
   return (next == nullptr ? all : next) + (offset + kScanAhead - bytes);
 }

@@ -150,15 +150,16 @@ HWY_INLINE void bounds_of_all(const SketchJob& job, size_t tile, const std::byte
 // for the lines of the tile before.
 void bounds(const SketchJob& job) {
   constexpr size_t kTilesAtOnce = 2;
+  const bool many = job.query_count >= kManySketchQueries;
   const size_t tile_bytes = job.at.tile_bytes();
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
   const auto ahead = [&](size_t tile) {
-    return ahead_of(job.sketch, tile_count * tile_bytes, job.next, tile * tile_bytes,
-                    job.query_count);
+    return many ? ahead_of(job.sketch, tile_count * tile_bytes, job.next, tile * tile_bytes)
+                : nullptr;
   };
   size_t tile = 0;
-  // A few queries wait for memory, which is fastest in order.
-  if (kLanes == 16 && job.query_count >= 4) {
+  // A few queries wait for memory, which is fastest in order, and asked for by nobody else.
+  if (kLanes == 16 && many) {
     for (; tile + kTilesAtOnce <= tile_count; tile += kTilesAtOnce) {
       bounds_of_all<kTilesAtOnce>(job, tile, ahead(tile));
     }
