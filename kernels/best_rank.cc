@@ -305,7 +305,7 @@ class BestRow {
 // wait for no memory.
 void ask_for_more(const SketchJob& job, uint32_t row) {
   constexpr uint32_t kLines = 64;
-  if (job.next == nullptr || job.query_count >= kManySketchQueries) return;
+  if (job.next == nullptr || job.query_count >= kByteAheadQueries) return;
   for (uint32_t line = row * kLines; line < (row + 1) * kLines; ++line) {
     __builtin_prefetch(job.next + size_t{line} * 64, 0, 2);
   }

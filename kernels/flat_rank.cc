@@ -11,37 +11,31 @@
 namespace skv {
 namespace {
 
-static_assert(uint64_t{kByteSteps} * 127 * kHeadDimMax < (uint64_t{1} << 31), "sums of steps fit");
+static_assert(uint64_t{kQuerySteps} * 255 * kHeadDimMax < (uint64_t{1} << 31), "sums of steps fit");
 
 // Nearest even; |value| < 2^22.
 float round_even(float value) { return (value + kRoundMagic) - kRoundMagic; }
 
-// One query in steps of its largest channel / `count`; returns the step. NaN: not finite. Bytes: a
-// step is 128 * high + low, [2][k_dim]; up to 127 it is low alone and goes where high would.
-float query_to_steps(
-    const float* query, uint32_t k_dim, uint32_t count, int8_t* steps, int32_t* offsets) {
+// One query in steps of its largest channel / kQuerySteps, and their sum; returns the step. NaN:
+// not finite.
+float query_to_steps(const float* query, uint32_t k_dim, int8_t* steps, int32_t& sum) {
   float largest = 0.0F;
   bool finite = true;
   for (uint32_t d = 0; d < k_dim; ++d) {
     finite = finite && std::isfinite(query[d]);
     largest = std::max(largest, std::fabs(query[d]));
   }
-  std::fill_n(offsets, 2, 0);
+  sum = 0;
   if (!finite || largest < kStepsMin) {
-    std::fill_n(steps, 2 * size_t{k_dim}, int8_t{0});
+    std::fill_n(steps, k_dim, int8_t{0});
     return finite ? 0.0F : std::bit_cast<float>(0x7FC00000U);
   }
-  const float per_step = static_cast<float>(count) / largest;
+  const float per_step = static_cast<float>(kQuerySteps) / largest;
   for (uint32_t d = 0; d < k_dim; ++d) {
-    const auto whole = static_cast<int32_t>(round_even(query[d] * per_step));
-    const int32_t high = count > 127 ? (whole + 64) >> 7 : whole;
-    const int32_t low = count > 127 ? whole - 128 * high : 0;
-    steps[d] = static_cast<int8_t>(high);
-    steps[k_dim + d] = static_cast<int8_t>(low);
-    offsets[0] += high;
-    offsets[1] += low;
+    steps[d] = static_cast<int8_t>(round_even(query[d] * per_step));
+    sum += steps[d];
   }
-  return largest / static_cast<float>(count);
+  return largest / static_cast<float>(kQuerySteps);
 }
 
 }  // namespace
@@ -92,16 +86,12 @@ FlatQueries prepare_queries(const RankCall& call) {
     scale_query(call.view.kind, from, scale, k_dim, first);
     switch (call.view.kind) {
       case IndexKind::kInt8:
-      case IndexKind::kInt4: {
-        const bool bytes = call.view.kind == IndexKind::kInt8;
-        int32_t* offsets = s.query_offsets.data() + size_t{q} * 2;
-        s.query_factors[q] = query_to_steps(first, k_dim, bytes ? kByteSteps : kNibbleSteps,
-                                            s.query_steps.data() + size_t{q} * 2 * k_dim, offsets);
+      case IndexKind::kInt4:
+        s.query_factors[q] = query_to_steps(first, k_dim, s.query_steps.data() + size_t{q} * k_dim,
+                                            s.query_offsets[q]);
         // Values are kept with these added, so that none is below 0.
-        offsets[0] *= bytes ? -128 : -8;
-        offsets[1] *= -128;
+        s.query_offsets[q] *= call.view.kind == IndexKind::kInt8 ? -128 : -8;
         break;
-      }
       case IndexKind::kMinMax:
         for (uint32_t d = 0; d < k_dim; ++d) {  // NaN stays in both
           second[d] = first[d] > 0.0F ? 0.0F : first[d];
@@ -196,8 +186,8 @@ void RankScratch::reserve_flat(uint32_t block_total,
   room(query, queries * k_dim);
   room(query_second, queries * k_dim);
   room(query_spread, queries * k_dim * kQuerySpread + 16);
-  room(query_steps, queries * 2 * k_dim);
-  room(query_offsets, queries * 2);
+  room(query_steps, queries * k_dim);
+  room(query_offsets, queries);
   room(query_factors, queries);
   room(logits, queries * (size_t{run_total} + kFlatRoom));
   room(maxima, queries);

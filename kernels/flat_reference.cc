@@ -31,20 +31,13 @@ int nibble_of(const std::byte* tile, uint32_t d, uint32_t lane) {
 
 // A sum in integers has no order: exact, below 2^31 for kHeadDimMax channels.
 int32_t sum_of_steps(const FlatJob& job, const std::byte* tile, uint32_t lane, uint32_t query) {
-  const int8_t* high = job.queries->steps + size_t{query} * 2 * job.k_dim;
-  const int8_t* low = high + job.k_dim;
-  const int32_t* offsets = job.queries->offsets + size_t{query} * 2;
-  int32_t sum = offsets[0];
-  if (job.kind == IndexKind::kInt4) {
-    for (uint32_t d = 0; d < job.k_dim; ++d) sum += high[d] * nibble_of(tile, d, lane);
-    return sum;
-  }
-  int32_t low_sum = offsets[1];
+  const int8_t* steps = job.queries->steps + size_t{query} * job.k_dim;
+  const bool bytes = job.kind == IndexKind::kInt8;
+  int32_t sum = job.queries->offsets[query];
   for (uint32_t d = 0; d < job.k_dim; ++d) {
-    sum += high[d] * byte_of(tile, d, lane);
-    low_sum += low[d] * byte_of(tile, d, lane);
+    sum += steps[d] * (bytes ? byte_of(tile, d, lane) : nibble_of(tile, d, lane));
   }
-  return 128 * sum + low_sum;
+  return sum;
 }
 
 float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t query) {

@@ -90,33 +90,24 @@ HWY_INLINE void store_sums(const IntVector* acc, FloatVector* sums) {
   SKV_EACH_OF(i, kQueries * kParts) sums[i] = hn::ConvertTo(Floats(), acc[i]);
 }
 
-// kInt8: steps are 128 * high + low (FlatQueries::steps).
+// kInt8.
 template <size_t kQueries>
 HWY_INLINE void byte_sums_of(const At& at, const int32_t* offsets, FloatVector* sums) {
-  IntVector high[kQueries * kParts];
-  IntVector low[kQueries * kParts];
-  const int8_t* steps = at.steps;
+  IntVector acc[kQueries * kParts];
   SKV_EACH_OF(q, kQueries) {
-    SKV_EACH_OF(part, kParts) {
-      high[q * kParts + part] = hn::Set(Ints(), offsets[2 * q]);
-      low[q * kParts + part] = hn::Set(Ints(), offsets[2 * q + 1]);
-    }
+    SKV_EACH_OF(part, kParts) acc[q * kParts + part] = hn::Set(Ints(), offsets[q]);
   }
   for (size_t d = 0; d < at.k_dim; d += 4) {
     prefetch_lines<1>(at.ahead, d * 16);
     SKV_EACH_OF(part, kParts) {
       const auto values = load_words(at.tile + d * 16 + part * kLanes * 4);
       SKV_EACH_OF(q, kQueries) {
-        const int8_t* from = steps + q * 2 * at.k_dim + d;
-        auto& high_sum = high[q * kParts + part];
-        auto& low_sum = low[q * kParts + part];
-        high_sum = quad_dot(high_sum, values, from);
-        low_sum = quad_dot(low_sum, values, from + at.k_dim);
+        auto& sum = acc[q * kParts + part];
+        sum = quad_dot(sum, values, at.steps + q * at.k_dim + d);
       }
     }
   }
-  SKV_EACH_OF(i, kQueries * kParts) high[i] = hn::Add(hn::ShiftLeft<7>(high[i]), low[i]);
-  store_sums<kQueries>(high, sums);
+  store_sums<kQueries>(acc, sums);
 }
 
 // kInt4: a row is eight channels of 16 runs, four in the low halves of the bytes, then four in the
@@ -129,7 +120,7 @@ HWY_INLINE void nibble_sums_of(const At& at, const int32_t* offsets, FloatVector
   IntVector second[kQueries * kParts];
   SKV_EACH_OF(q, kQueries) {
     SKV_EACH_OF(part, kParts) {
-      first[q * kParts + part] = hn::Set(Ints(), offsets[2 * q]);
+      first[q * kParts + part] = hn::Set(Ints(), offsets[q]);
       second[q * kParts + part] = hn::Zero(Ints());
     }
   }
@@ -140,7 +131,7 @@ HWY_INLINE void nibble_sums_of(const At& at, const int32_t* offsets, FloatVector
       const auto low = hn::And(words, nibble);
       const auto high = hn::And(hn::ShiftRight<4>(words), nibble);
       SKV_EACH_OF(q, kQueries) {
-        const int8_t* from = at.steps + q * 2 * at.k_dim + d;
+        const int8_t* from = at.steps + q * at.k_dim + d;
         auto& first_sum = first[q * kParts + part];
         auto& second_sum = second[q * kParts + part];
         first_sum = quad_dot(first_sum, low, from);
@@ -161,11 +152,12 @@ struct Tiles {
   const std::byte* first;
   size_t tile_bytes;
   size_t count;
-  const std::byte* next;  // of the page after it, or null
+  const std::byte* next;   // of the page after it, or null
+  uint32_t ahead_queries;  // fewer ask for nothing
 
   const std::byte* at(size_t index) const { return first + index * tile_bytes; }
   const std::byte* ahead(size_t index, size_t query_count) const {
-    if (query_count < kAheadQueries) return nullptr;
+    if (query_count < ahead_queries) return nullptr;
     return ahead_of(first, count * tile_bytes, next, index * tile_bytes);
   }
 };
@@ -186,8 +178,8 @@ HWY_NOINLINE void scan_tiles(const FlatJob& job,
   at.first = job.queries->first + first_query * at.k_dim;
   at.spread = job.queries->spread + first_query * at.k_dim * kQuerySpread;
   at.second = job.queries->second + first_query * at.k_dim;
-  at.steps = job.queries->steps + first_query * 2 * at.k_dim;
-  const int32_t* offsets = job.queries->offsets + 2 * first_query;
+  at.steps = job.queries->steps + first_query * at.k_dim;
+  const int32_t* offsets = job.queries->offsets + first_query;
   const float* factors = job.queries->factors + first_query;
   float* logits = job.logits + first_query * job.stride;
   FloatVector max[kQueries];
@@ -243,7 +235,8 @@ void scan_kind(const FlatJob& job) {
   const size_t from = FlatAreaLayout::tiles(kKind, job.run_tokens);
   const Tiles tiles{job.area + from, FlatAreaLayout::tile_bytes(kKind, job.k_dim),
                     (job.run_count + kTileRuns - 1) / kTileRuns,
-                    job.next == nullptr ? nullptr : job.next + from};
+                    job.next == nullptr ? nullptr : job.next + from,
+                    kKind == IndexKind::kInt8 ? kByteAheadQueries : kAheadQueries};
   const bool one_group = job.query_count <= 2 ||
                          (kQueriesAtOnce == 8 && (job.query_count == 4 || job.query_count == 8));
   const size_t step = one_group ? tiles.count : 1;

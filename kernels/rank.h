@@ -107,8 +107,8 @@ class RankScratch {
   std::vector<float> query_second;     // of flat kinds, see FlatQueries::second
   std::vector<float> query_spread;     // [query][k_dim / 4][16], see spread_query
   std::vector<float> query_lines;      // [query][padded_to_line(k_dim)], see line_query
-  std::vector<int8_t> query_steps;     // [query][2][k_dim] of kInt8 and kInt4, else [query][k_dim]
-  std::vector<int32_t> query_offsets;  // [query][2]
+  std::vector<int8_t> query_steps;     // [query][k_dim]
+  std::vector<int32_t> query_offsets;  // [query]
   std::vector<float> query_factors;    // [query]
   std::vector<float> mean_dots;        // [query][sentence]
   std::vector<float> coarse;           // [query][sentence]: log2 of the mass per token

@@ -22,8 +22,8 @@ inline constexpr float kExp2Coefficients[6] = {0x1.62e430p-1F, 0x1.ebfbdcp-3F,  
 inline constexpr float kExp2Min = -125.0F;         // below: exactly 0, so nothing is ever subnormal
 inline constexpr float kRoundMagic = 12582912.0F;  // 1.5 * 2^23: adding it leaves no fraction
 
-// Steps of the largest channel of what a query brings to a sum of integers: itself times a
-// sentence's scales (fine), or its square (coarse). Below kStepsMin there are none.
+// Steps of the largest channel of what a query brings to a sum of integers: itself (flat kinds),
+// itself times a sentence's scales (fine), or its square (coarse). Below kStepsMin there are none.
 inline constexpr uint32_t kQuerySteps = 127;
 inline constexpr float kStepsMin = 0x1p-100F;
 

@@ -59,9 +59,8 @@ struct FlatQueries {
   const float* first = nullptr;   // kMinMax: the part above 0; else the query
   const float* spread = nullptr;  // kinds of 16-bit values: the query as spread_query leaves it
   const float* second = nullptr;  // kMinMax: the part below 0; kBox: magnitudes
-  // kInt8, kInt4: the query in steps, [query][2][k_dim]: kInt8 128 * the first + the second, kInt4
-  // the first; and what is to be added to their sums, [query][2], for values that are stored as
-  // value + 128 or value + 8.
+  // kInt8, kInt4: the query in steps, [query][k_dim], and what is to be added to their sums,
+  // [query], for values that are stored as value + 128 or value + 8.
   const int8_t* steps = nullptr;
   const int32_t* offsets = nullptr;
   const float* factors = nullptr;  // [query]: kInt8, kInt4: what a step stands for; kBall: length
@@ -82,13 +81,12 @@ struct FlatJob {
   float* maxima = nullptr;  // [query]: made larger
 };
 
-inline constexpr uint32_t kByteSteps = 8191;   // of a query's largest channel: kInt8
-inline constexpr uint32_t kNibbleSteps = 127;  // kInt4
 // What is asked for ahead of a scan, and from how many queries on: fewer keep up with what the CPU
 // asks for by itself.
 inline constexpr size_t kScanAhead = 8192;  // bytes
 inline constexpr uint32_t kAheadQueries = 4;
-inline constexpr uint32_t kFlatRoom = 512;  // logits behind the last of a query: 16 blocks
+inline constexpr uint32_t kByteAheadQueries = 8;  // of kInt8 and of sketches
+inline constexpr uint32_t kFlatRoom = 512;        // logits behind the last of a query: 16 blocks
 
 // A query times `scale`, as the kind has it: kBf16 rounds it to bf16.
 void scale_query(IndexKind kind, const float* query, float scale, uint32_t k_dim, float* to);

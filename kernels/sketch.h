@@ -117,9 +117,6 @@ struct SketchRun {
   float length = 0.0F;       // |x'|^2
 };
 
-// From so many queries on, bounds wait for computation; fewer wait for memory.
-inline constexpr uint32_t kManySketchQueries = 8;
-
 struct SketchOps {
   void (*measure)(SketchRun& run);
   // bound = fma(sum, scale * step, fma(length, error, residual * query length)).

@@ -150,7 +150,7 @@ HWY_INLINE void bounds_of_all(const SketchJob& job, size_t tile, const std::byte
 // for the lines of the tile before.
 void bounds(const SketchJob& job) {
   constexpr size_t kTilesAtOnce = 2;
-  const bool many = job.query_count >= kManySketchQueries;
+  const bool many = job.query_count >= kByteAheadQueries;
   const size_t tile_bytes = job.at.tile_bytes();
   const size_t tile_count = (job.run_count + kTileRuns - 1) / kTileRuns;
   const auto ahead = [&](size_t tile) {

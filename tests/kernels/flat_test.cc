@@ -65,7 +65,7 @@ double logit_of(IndexKind kind, uint32_t k_dim, std::span<const std::byte> run, 
   return dot + other;
 }
 
-// A query as kInt4 takes it: its largest channel is 127 steps.
+// A query as kInt8 and kInt4 take it: its largest channel is 127 steps.
 std::vector<float> in_steps(std::vector<float> query) {
   float largest = 0.0F;
   for (const float value : query) largest = std::max(largest, std::fabs(value));
@@ -84,7 +84,8 @@ synthetic::OracleScores estimated(const Context& context, std::vector<float> que
   const Shape& shape = context.shape;
   const double scale = 1.0 / std::sqrt(double{static_cast<float>(shape.k_dim)});
   if (shape.kind == IndexKind::kBf16) queries = in_bfloats(queries, scale);
-  for (size_t q = 0; shape.kind == IndexKind::kInt4 && q < queries.size(); q += shape.k_dim) {
+  const bool steps_only = shape.kind == IndexKind::kInt8 || shape.kind == IndexKind::kInt4;
+  for (size_t q = 0; steps_only && q < queries.size(); q += shape.k_dim) {
     const auto begin = queries.begin() + static_cast<std::ptrdiff_t>(q);
     const std::vector<float> steps = in_steps({begin, begin + shape.k_dim});
     std::copy(steps.begin(), steps.end(), begin);
@@ -110,7 +111,8 @@ synthetic::OracleScores estimated(const Context& context, std::vector<float> que
 }
 
 // Goal: every kind estimates what its bytes say.
-// Method: an oracle in double precision over the stored blobs, queries in steps for kInt4.
+// Method: an oracle in double precision over the stored blobs, queries in steps for kInt8 and
+// kInt4, in bf16 for kBf16.
 TEST(Flat, ScoresAreTheEstimateOfTheStoredBytes) {
   for (const IndexKind kind : kFlatKinds) {
     for (const uint32_t run_tokens : {1U, 2U, 8U}) {
@@ -153,33 +155,37 @@ TEST(Flat, SingleTokensAreAttention) {
   }
 }
 
-// Goal: what a query of kBf16 loses in its channels is what its keys lost in theirs, no more.
+// Goal: what a query loses where it is rounded is what its keys lost, no more.
 // Method: logits of stored keys with the rounded query and with the given one, beside those of the
 // keys as they were, all in double precision.
 TEST(Flat, RoundedQueriesLoseAsMuchAsRoundedKeys) {
-  const Shape shape{128, 8, 1, IndexKind::kBf16};
-  const Context context = synthetic::random_context(shape, 30, 2);
-  double by_query = 0.0;
-  double by_keys = 0.0;
-  for (uint64_t seed = 0; seed < 100; ++seed) {
-    const std::vector<float> query = synthetic::random_queries(1, 128, seed);
-    const std::vector<float> rounded = in_bfloats(query, 0.0884);
-    for (uint32_t s = 0; s < context.sentence_count(); ++s) {
-      for (uint32_t token = 0; token < context.block_counts[s] * 8; ++token) {
-        const auto run = std::span(context.blobs[s]).subspan(size_t{token} * 256, 256);
-        const double kept = logit_of(shape.kind, 128, run, query.data());
-        double exact = 0.0;
-        for (uint32_t d = 0; d < 128; ++d) {
-          exact += double{query[d]} * double{context.keys[s][size_t{token} * 128 + d]};
+  for (const IndexKind kind : {IndexKind::kBf16, IndexKind::kInt8}) {
+    const Shape shape{128, 8, 1, kind};
+    const Context context = synthetic::random_context(shape, 30, 2);
+    const uint32_t bytes = flat_run_bytes(kind, 128);
+    double by_query = 0.0;
+    double by_keys = 0.0;
+    for (uint64_t seed = 0; seed < 100; ++seed) {
+      const std::vector<float> query = synthetic::random_queries(1, 128, seed);
+      const std::vector<float> rounded =
+          kind == IndexKind::kBf16 ? in_bfloats(query, 0.0884) : in_steps(query);
+      for (uint32_t s = 0; s < context.sentence_count(); ++s) {
+        for (uint32_t token = 0; token < context.block_counts[s] * 8; ++token) {
+          const auto run = std::span(context.blobs[s]).subspan(size_t{token} * bytes, bytes);
+          const double kept = logit_of(kind, 128, run, query.data());
+          double exact = 0.0;
+          for (uint32_t d = 0; d < 128; ++d) {
+            exact += double{query[d]} * double{context.keys[s][size_t{token} * 128 + d]};
+          }
+          by_keys += (kept - exact) * (kept - exact);
+          const double taken = logit_of(kind, 128, run, rounded.data());
+          by_query += (taken - kept) * (taken - kept);
         }
-        by_keys += (kept - exact) * (kept - exact);
-        const double taken = logit_of(shape.kind, 128, run, rounded.data());
-        by_query += (taken - kept) * (taken - kept);
       }
     }
+    EXPECT_GT(by_query, 0.0);
+    EXPECT_LT(std::sqrt(by_query / by_keys), 1.1) << static_cast<int>(kind);
   }
-  EXPECT_GT(by_query, 0.0);
-  EXPECT_LT(std::sqrt(by_query / by_keys), 1.1);
 }
 
 // Goal: a bound is one: no token's logit is above its run's, whatever the query.
