@@ -1,6 +1,8 @@
 // The NVMe store against fio: the same file, request size, depth and engine (io_uring, O_DIRECT),
 // in short runs that take turns, because a disk (a virtual one above all) is not the same from one
-// second to the next. Sentences are those of Llama-3-8B: 32 chunks of 256 KiB.
+// second to the next; and in the same memory, an arena as the host tier has it, because a request
+// of pages that lie apart costs such a disk half as much again. Sentences are those of Llama-3-8B:
+// 32 chunks of 256 KiB.
 #include <poll.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -16,8 +18,11 @@
 #include <utility>
 #include <vector>
 
+#include "ipc/types/check.h"
 #include "tests/bench/report.h"
 #include "tiers/aligned_buffer.h"
+#include "tiers/arena_warmer.h"
+#include "tiers/host_arena.h"
 #include "tiers/nvme_format.h"
 #include "tiers/nvme_store.h"
 
@@ -29,6 +34,11 @@ constexpr uint64_t kMiB = 1u << 20;
 constexpr uint64_t kChunkBytes = 256u << 10;
 constexpr uint32_t kChunks = 32;
 constexpr uint64_t kSentencesPerSegment = 7;
+// Segments without a live sentence, the one that is filled among them. With few, writes wait for
+// a segment to be cleared and granted, each with a sync: so does a full store, of which the daemon
+// evicts a sentence when a write finds no room.
+constexpr uint64_t kSpareSegments = 8;
+constexpr uint64_t kSpareSegmentsFull = 4;
 constexpr uint32_t kReadsInFlight =
     32;                                // 8 MiB: chunks that one prefetch of a cold context asks for
 constexpr uint32_t kPutsInFlight = 4;  // PlacementOptions::writes_max
@@ -53,6 +63,32 @@ double cpu_seconds(int who) {
 struct Run {
   double gb_per_s = 0;
   double cpu_per_gb = 0;  // seconds
+};
+
+// What is read and written: the host tier's kind of memory, its pages made by the warmer, which
+// makes huge ones where it can. fio maps it too, from its start.
+class Memory {
+ public:
+  Memory() {
+    Result<std::unique_ptr<HostArena>> made =
+        HostArena::create((kPutsInFlight * kChunks + kReadsInFlight) * kChunkBytes, 2 * kMiB);
+    SKV_CHECK(made.ok(), "an arena for the bench");
+    arena_ = std::move(made).value();
+    ArenaWarmer warmer;
+    warmer.add(arena_->memory());
+    warmer.settle();
+  }
+  std::string for_fio() const {
+    return " --mem=mmapshared:/proc/" + std::to_string(getpid()) + "/fd/" +
+           std::to_string(arena_->fd());
+  }
+  std::span<std::byte> chunk(uint32_t body, uint32_t chunk) const {
+    return arena_->memory().subspan((body * kChunks + chunk) * kChunkBytes, kChunkBytes);
+  }
+  std::span<std::byte> landing(uint32_t read) const { return chunk(kPutsInFlight, read); }
+
+ private:
+  std::unique_ptr<HostArena> arena_;
 };
 
 // One run of fio over the segments of the file. Reads and writes together count once.
@@ -91,21 +127,12 @@ Run fio(const std::string& path, const std::string& how, const Sizes& sizes) {
 // A store with sentences that are put, read and erased as the loop does it: by drain().
 class Bench {
  public:
-  Bench(std::string path, const Sizes& sizes) : path_(std::move(path)), sizes_(sizes) {
-    std::mt19937_64 random(1);
-    for (uint32_t i = 0; i < kPutsInFlight; ++i) {
-      body_.emplace_back(kChunkBytes * kChunks);
-      auto* const words = reinterpret_cast<uint64_t*>(body_.back().data());
-      for (uint64_t at = 0; at < body_.back().size() / 8; ++at) words[at] = random();
-      std::vector<ChunkSum> sums;
-      for (uint32_t chunk = 0; chunk < kChunks; ++chunk)
-        sums.push_back(checksum(chunk_of(i, chunk)));
-      sums_.push_back(std::move(sums));
-    }
-    for (uint32_t i = 0; i < kReadsInFlight; ++i) landing_.emplace_back(kChunkBytes);
-  }
+  Bench(std::string path, const Sizes& sizes, const Memory& memory)
+      : path_(std::move(path)), sizes_(sizes), memory_(memory) {}
 
-  void open() {
+  void open(uint64_t spare_segments = kSpareSegments) {
+    spare_ = spare_segments;
+    make_bodies();
     NvmeStore::Options options;
     options.file_bytes = sizes_.file_bytes;
     Result<std::unique_ptr<NvmeStore>> opened = NvmeStore::open(path_, options);
@@ -165,8 +192,18 @@ class Bench {
     std::memcpy(key.bytes.data() + 8, &mixed, sizeof mixed);
     return key;
   }
-  std::span<std::byte> chunk_of(uint32_t body, uint32_t chunk) const {
-    return body_[body].span().subspan(chunk * kChunkBytes, kChunkBytes);
+  // Anew for each run: fio wrote patterns of its own into the memory.
+  void make_bodies() {
+    std::mt19937_64 random(1);
+    sums_.assign(kPutsInFlight, {});
+    for (uint32_t body = 0; body < kPutsInFlight; ++body) {
+      for (uint32_t chunk = 0; chunk < kChunks; ++chunk) {
+        const std::span<std::byte> bytes = memory_.chunk(body, chunk);
+        auto* const words = reinterpret_cast<uint64_t*>(bytes.data());
+        for (uint64_t at = 0; at < bytes.size() / 8; ++at) words[at] = random();
+        sums_[body].push_back(checksum(bytes));
+      }
+    }
   }
 
   // False: no room until more has been erased and freed.
@@ -179,7 +216,8 @@ class Bench {
     put.record.token_count = 64;
     put.record.chunk_bytes.assign(kChunks, kChunkBytes);
     put.record.chunk_sums = sums_[body];
-    for (uint32_t chunk = 0; chunk < kChunks; ++chunk) put.chunks.push_back(chunk_of(body, chunk));
+    for (uint32_t chunk = 0; chunk < kChunks; ++chunk)
+      put.chunks.push_back(memory_.chunk(body, chunk));
     put.done = [this, body](const Result<void>& result) {
       if (!result.ok()) fail(result.error().message);
       --in_flight_;
@@ -187,8 +225,7 @@ class Bench {
       bytes_ += kChunkBytes * kChunks;
       ++puts_;
     };
-    // The oldest go in time for a segment to become clean, as the daemon's eviction does it.
-    const uint64_t live_max = (store_->stats().segment_count - 4) * kSentencesPerSegment;
+    const uint64_t live_max = (store_->stats().segment_count - spare_) * kSentencesPerSegment;
     while (keys_ - erased_ >= live_max) store_->erase(key_of(erased_++));
     const Result<StoreOutcome> outcome = store_->put(put);
     if (!outcome.ok()) fail(outcome.error().message);
@@ -207,7 +244,7 @@ class Bench {
     const uint64_t newest = puts_ > kPutsInFlight ? keys_ - kPutsInFlight : keys_;
     read.key = key_of(erased_ + random_() % (newest - erased_));
     read.first_chunk = static_cast<uint32_t>(random_() % kChunks);
-    read.chunks = {landing_[slot].span()};
+    read.chunks = {memory_.landing(slot)};
     read.done = [this, slot](const Result<void>& result) {
       if (!result.ok()) fail(result.error().message);
       --in_flight_;
@@ -224,15 +261,15 @@ class Bench {
   std::string path_;
   Sizes sizes_;
   std::unique_ptr<NvmeStore> store_;
-  std::vector<AlignedBuffer> body_;
+  const Memory& memory_;
   std::vector<std::vector<ChunkSum>> sums_;
-  std::vector<AlignedBuffer> landing_;
   std::vector<uint32_t> free_bodies_;  // bodies that are being put
   std::vector<uint32_t> reads_;        // landing places in use
   std::mt19937_64 random_{7};
   uint64_t keys_ = 0;  // sentences [erased_, keys_) are in the store
   uint64_t erased_ = 0;
   uint64_t puts_ = 0;
+  uint64_t spare_ = kSpareSegments;
   uint64_t bytes_ = 0;
   uint32_t in_flight_ = 0;
 };
@@ -345,7 +382,8 @@ int main_of(int argc, char** argv) {
   std::error_code ignored;
   std::filesystem::remove(path, ignored);
 
-  Bench bench(path, sizes);
+  const Memory memory;
+  Bench bench(path, sizes, memory);
   bench.open();
   // A preallocated file that nothing was written to yet, once over its length.
   const uint64_t once = bench.store().stats().segment_count / 4 * 3 * 7;
@@ -354,28 +392,32 @@ int main_of(int argc, char** argv) {
   (void)fio(path, "--rw=write --bs=1m --iodepth=16",
             {sizes.file_bytes, report.quick() ? .5 : 3, 1});
 
-  Series read, write, mixed;
+  Series read, write, full, mixed;
   for (int round = 0; round < sizes.rounds; ++round) {
     // The order changes from round to round: what a run leaves in the disk's caches is the next
     // one's.
-    const auto pair = [&](Series& series, unsigned what, const std::string& how) {
+    const auto pair = [&](Series& series, unsigned what, const std::string& how,
+                          uint64_t spare_segments = kSpareSegments) {
       Run ours, theirs;
       const auto store_side = [&] { ours = bench.run(what, sizes.seconds); };
-      if (round % 2 == 0) theirs = fio(path, how, sizes);
-      bench.open();
+      if (round % 2 == 0) theirs = fio(path, how + memory.for_fio(), sizes);
+      bench.open(spare_segments);
       (void)bench.run(Bench::kWrite, 10, 21);  // there is something to read and to erase
       store_side();
       bench.forget();
-      if (round % 2 != 0) theirs = fio(path, how, sizes);
+      if (round % 2 != 0) theirs = fio(path, how + memory.for_fio(), sizes);
       series.add(ours, theirs);
     };
     const std::string reads = "--bs=256k --iodepth=" + std::to_string(kReadsInFlight);
     pair(read, Bench::kRead, "--rw=randread " + reads);
-    pair(write, Bench::kWrite, "--rw=write --bs=1m --iodepth=" + std::to_string(kWriteDepth));
+    const std::string writes = "--rw=write --bs=1m --iodepth=" + std::to_string(kWriteDepth);
+    pair(write, Bench::kWrite, writes);
+    pair(full, Bench::kWrite, writes, kSpareSegmentsFull);
     pair(mixed, Bench::kRead | Bench::kWrite, "--rw=randrw --rwmixread=50 " + reads);
   }
   read.report(report, "nvme.read", "promote: 256 KiB chunks at random, 32 in flight", 0.9);
   write.report(report, "nvme.write", "demote: sentences of 8 MiB, 4 in flight", 0.85);
+  full.report(report, "nvme.write.full", "the same, and room only as sentences go", 0);
   mixed.report(report, "nvme.mixed", "both at once", 0);
   report.add({.name = "nvme.first_write",
               .of = "preallocated segments, never written",
