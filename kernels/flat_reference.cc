@@ -40,7 +40,11 @@ int32_t sum_of_steps(const FlatJob& job, const std::byte* tile, uint32_t lane, u
   return sum;
 }
 
-float logit_of(const FlatJob& job, const std::byte* tile, uint32_t run, uint32_t query) {
+// Not inlined: the caller sets the environment.
+[[gnu::noinline]] float logit_of(const FlatJob& job,
+                                 const std::byte* tile,
+                                 uint32_t run,
+                                 uint32_t query) {
   const uint32_t lane = run % kTileRuns;
   const float* first = job.queries->first + size_t{query} * job.k_dim;
   const float* second = job.queries->second + size_t{query} * job.k_dim;

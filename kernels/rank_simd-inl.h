@@ -188,62 +188,6 @@ HWY_INLINE FloatVector neighbours(FloatVector a, FloatVector b) {
   return hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a));
 }
 
-// Dot products of kQueries queries, [query][k_dim / 4][4][4] (kQuerySpread), with kRuns / 8 pieces
-// of a tile of fp16 values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
-// sums every fourth channel of a run; neighbours are added at the end. Pieces are read from
-// beginning to end, which is how memory is fast; a line is two vectors, which share the queries'
-// loads. Four queries take two pieces at once, which share them too: what they wait for is asked
-// for ahead.
-template <size_t kQueries, size_t kRuns>
-HWY_INLINE void piece_dots(const std::byte* tile,
-                           size_t k_dim,
-                           const float* queries,
-                           const std::byte* ahead,
-                           FloatVector* dots) {
-  constexpr size_t kLine = 8 * 4 / kLanes;  // vectors of a line
-  constexpr size_t kPieces = kRuns / kPieceRuns;
-  constexpr size_t kAtOnce = kLanes == 16 && kQueries == 4 ? kPieces : 1;
-  constexpr size_t kVectors = kLine * kAtOnce;
-  const Floats df;
-  const size_t piece_bytes = kPieceRuns * 2 * k_dim;
-  FloatVector pairs[kQueries * kPieces * (kLine / 2)];
-  SKV_EACH_OF(group, kPieces / kAtOnce) {
-    FloatVector acc[kQueries * kVectors];
-    SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
-    const std::byte* lines = tile + group * kAtOnce * piece_bytes;
-    // Few rounds of much: the end of a long loop is a surprise to the CPU.
-    SKV_UNROLL
-    for (size_t two = 0; two < k_dim; two += 8) {
-      prefetch_lines<2 * kAtOnce>(ahead, (group * piece_bytes + two * 16) * kAtOnce);
-      SKV_EACH_OF(step, 2) {
-        const size_t d = two + 4 * step;
-        FloatVector values[kVectors];
-        SKV_EACH_OF(v, kVectors) {
-          values[v] = halves(lines + v / kLine * piece_bytes + d * 16 + v % kLine * kLanes * 2);
-        }
-        SKV_EACH_OF(q, kQueries) {
-          const auto query = hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread);
-          SKV_EACH_OF(v, kVectors) {
-            acc[q * kVectors + v] = hn::MulAdd(query, values[v], acc[q * kVectors + v]);
-          }
-        }
-      }
-    }
-    SKV_EACH_OF(q, kQueries) {
-      SKV_EACH_OF(v, kVectors / 2) {
-        pairs[q * kPieces * (kLine / 2) + group * (kVectors / 2) + v] =
-            neighbours(acc[q * kVectors + 2 * v], acc[q * kVectors + 2 * v + 1]);
-      }
-    }
-  }
-  constexpr size_t kParts2 = kPieces * (kLine / 2) / 2;  // vectors of dots per query
-  if constexpr (kParts2 == 0) {
-    SKV_EACH_OF(q, kQueries) dots[q] = neighbours(pairs[q], pairs[q]);  // the lower half counts
-  } else {
-    SKV_EACH_OF(i, kQueries * kParts2) dots[i] = neighbours(pairs[2 * i], pairs[2 * i + 1]);
-  }
-}
-
 // AVX512_BF16, of which Highway 1.0.3 knows nothing: what it does is what kBf16 is defined by.
 #undef SKV_BFLOAT_DOT
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
@@ -273,6 +217,102 @@ HWY_INLINE FloatVector bfloat_pair_dot(FloatVector acc, WordVector a, WordVector
   return hn::MulAdd(low(a), low(b), acc);
 }
 
+// What a line of a tile of 16-bit values, 4 channels of 8 runs, is to a sum: kVectors vectors.
+// fp16: a lane is a channel of a run, as fp32.
+struct HalfLine {
+  using Values = FloatVector;
+  static constexpr size_t kVectors = 8 * 4 / kLanes;
+  static HWY_INLINE Values load(const std::byte* line, size_t v) {
+    return halves(line + v * kLanes * 2);
+  }
+  static HWY_INLINE FloatVector add(FloatVector acc, Values values, FloatVector query) {
+    return hn::MulAdd(query, values, acc);
+  }
+};
+// bf16: a lane is two channels, with nothing to convert.
+template <bool kNative>
+struct PairLine {
+  using Values = WordVector;
+  static constexpr size_t kVectors = 16 / kLanes;
+  static HWY_INLINE Values load(const std::byte* line, size_t v) {
+    return load_words(line + v * kLanes * 4);
+  }
+  static HWY_INLINE FloatVector add(FloatVector acc, Values values, FloatVector query) {
+    return bfloat_pair_dot<kNative>(acc, values, hn::BitCast(Words(), query));
+  }
+};
+
+// Sums of kAtOnce pieces that follow each other, for kQueries queries as spread_query leaves them:
+// acc [query][piece][Line::kVectors]. `ahead`: what is asked for meanwhile, or null.
+template <class Line, size_t kQueries, size_t kAtOnce>
+HWY_INLINE void sum_lines(const std::byte* pieces,
+                          size_t piece_bytes,
+                          size_t k_dim,
+                          const float* queries,
+                          const std::byte* ahead,
+                          size_t ahead_offset,
+                          FloatVector* acc) {
+  constexpr size_t kVectors = Line::kVectors * kAtOnce;
+  const Floats df;
+  SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
+  // Few rounds of much: the end of a long loop is a surprise to the CPU.
+  SKV_UNROLL
+  for (size_t two = 0; two < k_dim; two += 8) {
+    prefetch_lines<2 * kAtOnce>(ahead, ahead_offset + two * 16 * kAtOnce);
+    SKV_EACH_OF(step, 2) {
+      const size_t d = two + 4 * step;
+      typename Line::Values values[kVectors];
+      SKV_EACH_OF(v, kVectors) {
+        values[v] =
+            Line::load(pieces + v / Line::kVectors * piece_bytes + d * 16, v % Line::kVectors);
+      }
+      SKV_EACH_OF(q, kQueries) {
+        const auto query = hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread);
+        SKV_EACH_OF(v, kVectors) {
+          acc[q * kVectors + v] = Line::add(acc[q * kVectors + v], values[v], query);
+        }
+      }
+    }
+  }
+}
+
+// Dot products of kQueries queries, [query][k_dim / 4][4][4] (kQuerySpread), with kRuns / 8 pieces
+// of a tile of fp16 values, [d / 4][8][4] each, to dots[query * (kRuns / kLanes) + part]. A lane
+// sums every fourth channel of a run; neighbours are added at the end. Pieces are read from
+// beginning to end, which is how memory is fast; a line is two vectors, which share the queries'
+// loads. Four queries take two pieces at once, which share them too: what they wait for is asked
+// for ahead.
+template <size_t kQueries, size_t kRuns>
+HWY_INLINE void piece_dots(const std::byte* tile,
+                           size_t k_dim,
+                           const float* queries,
+                           const std::byte* ahead,
+                           FloatVector* dots) {
+  constexpr size_t kLine = HalfLine::kVectors;
+  constexpr size_t kPieces = kRuns / kPieceRuns;
+  constexpr size_t kAtOnce = kLanes == 16 && kQueries == 4 ? kPieces : 1;
+  constexpr size_t kVectors = kLine * kAtOnce;
+  const size_t piece_bytes = kPieceRuns * 2 * k_dim;
+  FloatVector pairs[kQueries * kPieces * (kLine / 2)];
+  SKV_EACH_OF(group, kPieces / kAtOnce) {
+    FloatVector acc[kQueries * kVectors];
+    sum_lines<HalfLine, kQueries, kAtOnce>(tile + group * kAtOnce * piece_bytes, piece_bytes, k_dim,
+                                           queries, ahead, group * kAtOnce * piece_bytes, acc);
+    SKV_EACH_OF(q, kQueries) {
+      SKV_EACH_OF(v, kVectors / 2) {
+        pairs[q * kPieces * (kLine / 2) + group * (kVectors / 2) + v] =
+            neighbours(acc[q * kVectors + 2 * v], acc[q * kVectors + 2 * v + 1]);
+      }
+    }
+  }
+  constexpr size_t kParts2 = kPieces * (kLine / 2) / 2;  // vectors of dots per query
+  if constexpr (kParts2 == 0) {
+    SKV_EACH_OF(q, kQueries) dots[q] = neighbours(pairs[q], pairs[q]);  // the lower half counts
+  } else {
+    SKV_EACH_OF(i, kQueries * kParts2) dots[i] = neighbours(pairs[2 * i], pairs[2 * i + 1]);
+  }
+}
+
 // piece_dots of bf16 values and queries, pair by pair, with nothing to convert: a lane has every
 // second pair of a run, a line 8 runs. Only eight queries are worth two pieces at once: fewer wait
 // for memory, which is fastest in order. Requires: subnormals are flushed.
@@ -282,36 +322,17 @@ HWY_INLINE void pair_dots(const std::byte* tile,
                           const float* queries,
                           const std::byte* ahead,
                           FloatVector* dots) {
-  constexpr size_t kLine = 16 / kLanes;  // vectors of a line
+  constexpr size_t kLine = PairLine<kNative>::kVectors;
   constexpr size_t kPieces = kRuns / kPieceRuns;
   constexpr size_t kAtOnce = kQueries >= 8 ? kPieces : 1;
   constexpr size_t kVectors = kLine * kAtOnce;
-  const Floats df;
   const size_t piece_bytes = kPieceRuns * 2 * k_dim;
   FloatVector sums[kQueries * kPieces * kLine];
   SKV_EACH_OF(group, kPieces / kAtOnce) {
     FloatVector acc[kQueries * kVectors];
-    SKV_EACH_OF(i, kQueries * kVectors) acc[i] = hn::Zero(df);
-    const std::byte* lines = tile + group * kAtOnce * piece_bytes;
-    SKV_UNROLL
-    for (size_t two = 0; two < k_dim; two += 8) {
-      prefetch_lines<2 * kAtOnce>(ahead, (group * piece_bytes + two * 16) * kAtOnce);
-      SKV_EACH_OF(step, 2) {
-        const size_t d = two + 4 * step;
-        WordVector values[kVectors];
-        SKV_EACH_OF(v, kVectors) {
-          values[v] = load_words(lines + v / kLine * piece_bytes + d * 16 + v % kLine * kLanes * 4);
-        }
-        SKV_EACH_OF(q, kQueries) {
-          const auto query =
-              hn::BitCast(Words(), hn::LoadU(df, queries + (q * k_dim + d) * kQuerySpread));
-          SKV_EACH_OF(v, kVectors) {
-            auto& sum = acc[q * kVectors + v];
-            sum = bfloat_pair_dot<kNative>(sum, values[v], query);
-          }
-        }
-      }
-    }
+    sum_lines<PairLine<kNative>, kQueries, kAtOnce>(tile + group * kAtOnce * piece_bytes,
+                                                    piece_bytes, k_dim, queries, ahead,
+                                                    group * kAtOnce * piece_bytes, acc);
     SKV_EACH_OF(q, kQueries) {
       SKV_EACH_OF(v, kVectors) {
         sums[q * kPieces * kLine + group * kVectors + v] = acc[q * kVectors + v];
