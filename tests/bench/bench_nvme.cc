@@ -386,7 +386,7 @@ int main_of(int argc, char** argv) {
   Bench bench(path, sizes, memory);
   bench.open();
   // A preallocated file that nothing was written to yet, once over its length.
-  const uint64_t once = bench.store().stats().segment_count / 4 * 3 * 7;
+  const uint64_t once = bench.store().stats().segment_count / 4 * 3 * kSentencesPerSegment;
   const Run first = bench.run(Bench::kWrite, 60, report.quick() ? 8 : once);
   bench.forget();
   (void)fio(path, "--rw=write --bs=1m --iodepth=16",
@@ -398,12 +398,11 @@ int main_of(int argc, char** argv) {
     // one's.
     const auto pair = [&](Series& series, unsigned what, const std::string& how,
                           uint64_t spare_segments = kSpareSegments) {
-      Run ours, theirs;
-      const auto store_side = [&] { ours = bench.run(what, sizes.seconds); };
+      Run theirs;
       if (round % 2 == 0) theirs = fio(path, how + memory.for_fio(), sizes);
       bench.open(spare_segments);
       (void)bench.run(Bench::kWrite, 10, 21);  // there is something to read and to erase
-      store_side();
+      const Run ours = bench.run(what, sizes.seconds);
       bench.forget();
       if (round % 2 != 0) theirs = fio(path, how + memory.for_fio(), sizes);
       series.add(ours, theirs);
