@@ -145,6 +145,14 @@ bool Placement::State::evict_one(const Eviction& wanted) {
   return true;
 }
 
+void Placement::State::evict_ahead(const Sentence& written) {
+  // A store that is behind catches up, write by write; no turn evicts without end.
+  const uint64_t wanted = parts.nvme->erase_ahead_bytes();
+  const uint64_t left = wanted - std::min(wanted, 2 * storage(written));
+  while (parts.nvme->erase_ahead_bytes() > left && evict_one({.sparing = &written})) {
+  }
+}
+
 void Placement::State::request_write(Sentence& sentence, bool demote) {
   Body& body = *find_body(sentence.uid);
   if (demote && !body.demote) {
@@ -254,6 +262,7 @@ Placement::State::WriteStart Placement::State::start_write(Sentence& sentence, B
         sentence.nvme_write = true;
         ++body.transfers;
         ++writes_in_flight;
+        evict_ahead(sentence);
         return WriteStart::kStarted;
       case StoreOutcome::kFull:
         if (evict_one({.sparing = &sentence})) break;

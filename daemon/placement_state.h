@@ -237,6 +237,9 @@ class Placement::State {
   };
   // A leaf out of its last tier; false: none may go.
   bool evict_one(const Eviction& wanted);
+  // As NVMe's store asks for room ahead of the writes to come: leaves, until about twice the bytes
+  // of what is being `written` went out of it.
+  void evict_ahead(const Sentence& written);
   void write_behind();
   uint64_t storage(const Sentence& sentence) const { return sentence.shape->storage_bytes(); }
 

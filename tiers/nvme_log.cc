@@ -10,7 +10,8 @@ NvmeLog::NvmeLog(const NvmeMeta& meta)
     : first_offset_(meta.geometry().first_segment_offset),
       segment_bytes_(meta.geometry().segment_bytes),
       usable_bytes_(segment_bytes_ - 2 * nvme::kBlockBytes),
-      segments_(meta.geometry().segment_count) {}
+      segments_(meta.geometry().segment_count),
+      capacity_bytes_(segments_.size() * usable_bytes_) {}
 
 uint32_t NvmeLog::segment_of(uint64_t offset) const {
   SKV_CHECK(offset >= first_offset_, "an offset in the front of the file");
@@ -19,9 +20,7 @@ uint32_t NvmeLog::segment_of(uint64_t offset) const {
   return static_cast<uint32_t>(segment);
 }
 
-uint64_t NvmeLog::room_in_open() const {
-  return open_ ? seal_offset(*open_) - segments_[*open_].next : 0;
-}
+uint64_t NvmeLog::room_in_open() const { return open_ ? tail_bytes(*open_) : 0; }
 
 bool NvmeLog::can_allocate(uint64_t bytes, uint32_t reserve) const {
   return bytes <= room_in_open() || (bytes <= usable_bytes_ && clean_.size() > reserve);
@@ -78,8 +77,23 @@ void NvmeLog::kill(uint64_t offset) {
 void NvmeLog::close_open() {
   if (open_) {
     segments_[*open_].state = State::kClosed;
+    tail_bytes_ += tail_bytes(*open_);
     open_.reset();
   }
+}
+
+void NvmeLog::begin_freeing(uint32_t index) {
+  Segment& segment = segments_[index];
+  SKV_CHECK(segment.state == State::kClosed && segment.live_bytes == 0 && segment.io == 0 &&
+                segment.readers == 0,
+            "a segment in use was to be freed");
+  segment.state = State::kFreeing;
+  tail_bytes_ -= tail_bytes(index);
+}
+
+void NvmeLog::stop_freeing(uint32_t index) {
+  segments_[index].state = State::kClosed;
+  tail_bytes_ += tail_bytes(index);
 }
 
 void NvmeLog::make_clean(uint32_t index) {
@@ -112,7 +126,10 @@ void NvmeLog::finish_restore(uint32_t index, uint64_t generation, bool sealed) {
   segment.next = seal_offset(index);
 }
 
-void NvmeLog::set_bad(uint32_t index) { segments_[index].state = State::kBad; }
+void NvmeLog::set_bad(uint32_t index) {
+  segments_[index].state = State::kBad;
+  capacity_bytes_ -= usable_bytes_;
+}
 
 bool NvmeLog::freeing() const {
   return std::any_of(segments_.begin(), segments_.end(), [](const Segment& segment) {

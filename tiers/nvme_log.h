@@ -66,7 +66,9 @@ class NvmeLog {
   void set_live(uint64_t offset);
   void kill(uint64_t offset);
   void close_open();
-  void make_clean(uint32_t segment);  // Requires: nothing live, no io, no readers
+  void begin_freeing(uint32_t segment);  // Requires: closed, nothing live, no io, no readers
+  void stop_freeing(uint32_t segment);   // it could not be: closed as before
+  void make_clean(uint32_t segment);     // Requires: nothing live, no io, no readers
 
   // The segment that is opened next.
   std::optional<uint32_t> next_clean() const {
@@ -97,6 +99,10 @@ class NvmeLog {
   bool freeing() const;  // some segment will be clean without cleaning
   uint64_t usable_bytes() const { return usable_bytes_; }  // of one segment
   uint64_t live_bytes() const { return live_bytes_; }
+  // What new records cannot have before something is erased: live records, and the ends of closed
+  // segments, which no record fitted in. Of capacity_bytes(), all segments that are not bad.
+  uint64_t used_bytes() const { return live_bytes_ + tail_bytes_; }
+  uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t start_of(uint32_t segment) const { return first_offset_ + segment * segment_bytes_; }
   uint64_t seal_offset(uint32_t segment) const {
     return start_of(segment) + segment_bytes_ - nvme::kBlockBytes;
@@ -105,6 +111,9 @@ class NvmeLog {
  private:
   Slot& slot_at(uint64_t offset);
   uint64_t room_in_open() const;
+  uint64_t tail_bytes(uint32_t segment) const {
+    return seal_offset(segment) - segments_[segment].next;
+  }
 
   uint64_t first_offset_;
   uint64_t segment_bytes_;
@@ -113,6 +122,8 @@ class NvmeLog {
   std::deque<uint32_t> clean_;  // the longest clean first: all wear alike
   std::optional<uint32_t> open_;
   uint64_t live_bytes_ = 0;
+  uint64_t tail_bytes_ = 0;  // of closed segments
+  uint64_t capacity_bytes_;
 };
 
 }  // namespace skv

@@ -117,7 +117,6 @@ NvmeStoreImpl::NvmeStoreImpl(std::unique_ptr<JobRunner> runner,
   stats_.direct = runner_->disk().direct();
   stats_.file_bytes = meta_.geometry().file_bytes;
   stats_.segment_count = log_.count();
-  stats_.capacity_bytes = log_.count() * log_.usable_bytes();
 }
 
 void NvmeStoreImpl::restore(NvmeRecovery recovery) {

@@ -168,7 +168,7 @@ void NvmeStoreImpl::review(uint32_t index) {
   if (stats_.read_only || segment.readers > 0) {
     return;
   }
-  segment.state = NvmeLog::State::kFreeing;
+  log_.begin_freeing(index);
   ++segment.io;
   if (!segment.needs_sync) {
     clear(index);
@@ -181,9 +181,8 @@ void NvmeStoreImpl::review(uint32_t index) {
       clear(index);
       return;
     }
-    NvmeLog::Segment& kept = log_.at(index);
-    --kept.io;
-    kept.state = NvmeLog::State::kClosed;
+    --log_.at(index).io;
+    log_.stop_freeing(index);
   });
 }
 

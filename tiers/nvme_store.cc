@@ -13,6 +13,9 @@ namespace {
 
 // Bytes of accepted puts that may wait for a clean segment, in segments.
 constexpr uint64_t kWaitingSegmentsMax = 2;
+// What erase_ahead_bytes() keeps free, in segments: while one is filled, others are sealed, cleared
+// and granted, each with a sync. At most a quarter of the store.
+constexpr uint64_t kSpareSegments = 8;
 
 Error invalid(const std::string& what) {
   return {ErrorCode::kInvalidArgument, "nvme store: " + what};
@@ -90,6 +93,7 @@ Result<StoreOutcome> NvmeStoreImpl::put(BodyPut& put) {
   accepted->bytes = bytes;
   put_sequences_.insert(accepted->sequence);
   pending_.emplace(accepted->key, accepted);
+  pending_bytes_ += bytes;
   waiting_bytes_ += bytes;
   waiting_.push_back(std::move(accepted));
   ++transfers_;
@@ -183,6 +187,7 @@ void NvmeStoreImpl::put_written(const PutRef& put, const DiskJob& job) {
 
 void NvmeStoreImpl::finish_put(const PutRef& put, Result<void> result) {
   pending_.erase(put->key);
+  pending_bytes_ -= put->bytes;
   put_sequences_.erase(put->sequence);
   end_transfer([done = std::move(put->put.done), result = std::move(result)] { done(result); });
   run_flushes();
@@ -307,6 +312,12 @@ void NvmeStoreImpl::erase(const Digest& key) {
   }
 }
 
+uint64_t NvmeStoreImpl::erase_ahead_bytes() const {
+  const uint64_t spare = std::min<uint64_t>(kSpareSegments, log_.count() / 4);
+  const uint64_t taken = log_.used_bytes() + pending_bytes_ + spare * log_.usable_bytes();
+  return taken - std::min(taken, log_.capacity_bytes());
+}
+
 void NvmeStoreImpl::flush(BodyDone done) {
   flushes_.push_back({next_sequence_++, std::move(done)});
   run_flushes();
@@ -381,6 +392,7 @@ void NvmeStoreImpl::drain() {
 
 NvmeStore::Stats NvmeStoreImpl::stats() const {
   Stats stats = stats_;
+  stats.capacity_bytes = log_.capacity_bytes();
   stats.live_bytes = log_.live_bytes();
   stats.record_count = index_.size();
   stats.clean_segments = log_.clean_count();

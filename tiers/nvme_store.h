@@ -104,6 +104,10 @@ class NvmeStore : public BodyStore {
   static uint64_t record_bytes(const std::vector<uint64_t>& chunk_bytes, uint64_t vectors_bytes);
   virtual uint64_t record_bytes_max() const = 0;
 
+  // Bytes of stored records to erase by now, so that puts go on at the disk's speed: beyond, they
+  // wait for segments to be cleared, and at last are kFull. What is being put counts as stored.
+  virtual uint64_t erase_ahead_bytes() const = 0;
+
   virtual Stats stats() const = 0;
 };
 

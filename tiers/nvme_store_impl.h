@@ -59,6 +59,7 @@ class NvmeStoreImpl final : public NvmeStore {
                               const std::vector<uint8_t>& descriptor) override;
   std::vector<std::vector<uint8_t>> models() const override { return meta_.models(); }
   uint64_t record_bytes_max() const override { return log_.usable_bytes(); }
+  uint64_t erase_ahead_bytes() const override;
   Stats stats() const override;
 
  private:
@@ -165,6 +166,7 @@ class NvmeStoreImpl final : public NvmeStore {
 
   std::unordered_map<Digest, Entry, DigestHash> index_;
   std::unordered_map<Digest, PutRef, DigestHash> pending_;
+  uint64_t pending_bytes_ = 0;
   std::deque<PutRef> waiting_;  // accepted, not yet placed in the log
   uint64_t waiting_bytes_ = 0;
   std::set<uint64_t> put_sequences_;  // of accepted puts that are not done

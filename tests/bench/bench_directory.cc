@@ -103,6 +103,7 @@ class RecordStore final : public NvmeStore {
   }
   std::vector<std::vector<uint8_t>> models() const override { return models_; }
   uint64_t record_bytes_max() const override { return 1U << 30; }
+  uint64_t erase_ahead_bytes() const override { return 0; }
   Stats stats() const override { return {}; }
 
   void add(BodyRecord record) {

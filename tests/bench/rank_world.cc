@@ -1,11 +1,8 @@
 #include "tests/bench/rank_world.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <ctime>
-#include <fstream>
 
 #include "ipc/layout/half.h"
 #include "kernels/flat_pages.h"
@@ -292,15 +289,6 @@ double thread_seconds() {
   timespec time{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
-}
-
-uint64_t l3_bytes() {
-  // "32768K". The C library multiplies by the cores of a socket, which virtual machines make up.
-  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
-  uint64_t kib = 0;
-  if (file >> kib && kib != 0) return kib << 10;
-  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return bytes > 0 ? static_cast<uint64_t>(bytes) : uint64_t{32} << 20;
 }
 
 }  // namespace skv::bench

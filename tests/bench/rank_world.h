@@ -54,7 +54,4 @@ class StreamingRead {
 // CPU time of this thread: on a machine with other work, what they take is not counted.
 double thread_seconds();
 
-// Of this CPU, as the system reports it; 32 MiB where it does not.
-uint64_t l3_bytes();
-
 }  // namespace skv::bench

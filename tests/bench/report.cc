@@ -1,5 +1,7 @@
 #include "tests/bench/report.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -84,6 +86,15 @@ double median(std::vector<double>& values) { return quantile(values, 0.5); }
 double now() {
   const auto since = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration<double>(since).count();
+}
+
+uint64_t l3_bytes() {
+  // "32768K". The C library multiplies by the cores of a socket, which virtual machines make up.
+  std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+  uint64_t kib = 0;
+  if (file >> kib && kib != 0) return kib << 10;
+  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return bytes > 0 ? static_cast<uint64_t>(bytes) : uint64_t{32} << 20;
 }
 
 }  // namespace skv::bench

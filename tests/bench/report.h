@@ -49,4 +49,7 @@ double quantile(std::vector<double>& values, double q);
 // Seconds on the monotonic clock.
 double now();
 
+// The third cache of this CPU, as the system reports it; 32 MiB where it does not.
+uint64_t l3_bytes();
+
 }  // namespace skv::bench

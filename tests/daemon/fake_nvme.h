@@ -48,7 +48,10 @@ class FakeNvme final : public NvmeStore {
       return StoreOutcome::kExists;
     }
     if (in_flight_ >= transfers_max) return StoreOutcome::kBusy;
-    if (used_ + bytes > capacity_) return StoreOutcome::kFull;
+    if (used_ + bytes > capacity_) {
+      ++full_answers;
+      return StoreOutcome::kFull;
+    }
     used_ += bytes;
     writing_.insert(put.record.key);
     enqueue([this, moved = std::make_shared<BodyPut>(std::move(put)), bytes] {
@@ -161,9 +164,16 @@ class FakeNvme final : public NvmeStore {
     return all;
   }
   uint64_t record_bytes_max() const override { return capacity_; }
+  uint64_t erase_ahead_bytes() const override {
+    const uint64_t taken = used_ + spare_bytes;
+    return taken - std::min(taken, capacity_);
+  }
   Stats stats() const override { return {}; }
 
   uint64_t used_bytes() const { return used_; }
+
+  uint64_t spare_bytes = 0;   // what erase_ahead_bytes() keeps free
+  uint32_t full_answers = 0;  // puts that were kFull
 
   // Faults, set by the test.
   std::set<Digest> corrupt;     // reads of these keys fail and drop the record

@@ -30,6 +30,7 @@ TEST_P(PlacementSimulation, KeepsItsPromises) {
   setup.world.host_bytes = 2U << 20;
   setup.world.slab_bytes = 256U << 10;
   setup.world.nvme_bytes = variant == 2 ? 0 : 30 * (180U << 10);
+  setup.world.nvme_spare_bytes = variant == 3 || variant == 4 ? 6 * (180U << 10) : 0;
   setup.world.vectors_bytes = 2048;
   setup.host_quota = variant == 3 ? 1U << 20 : 0;
   setup.faults = variant == 1 || variant >= 4;

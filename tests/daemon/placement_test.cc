@@ -219,6 +219,47 @@ TEST(Placement, AFullNvmeStoreEvictsLeavesOfTheOldestChain) {
             10 - left);
 }
 
+TEST(Placement, EvictsFromNvmeBeforeAWriteFindsItFull) {
+  constexpr uint64_t kRecord = (128U << 10) + 8192;
+  // Room for 10 records, of which the store wants 3 free; 4 sentences on the host.
+  World world(
+      {.host_bytes = 512U << 10, .nvme_bytes = 10 * kRecord, .nvme_spare_bytes = 3 * kRecord});
+  std::vector<Context> chains;
+  for (uint32_t chain = 0; chain < 8; ++chain) {
+    chains.push_back(world.chain(kA, 100 + 9000 * chain, 3));
+    for (uint32_t index = 0; index < 3; ++index) {
+      ASSERT_EQ(world.put(chains.back(), index, 1)[0].outcome, PutOutcome::kReserved);
+      EXPECT_LE(world.fake->used_bytes(), 7 * kRecord) << "chain " << chain << ", " << index;
+    }
+  }
+  EXPECT_EQ(world.fake->full_answers, 0U);
+  EXPECT_GT(world.placement->counters().evictions_nvme, 0U);
+  // The oldest chains went, each from its leaf.
+  EXPECT_EQ(chains.back().match(*world.directory).hit_tokens, 3 * 32U);
+  uint32_t before = 0;
+  for (const Context& chain : chains) {
+    const uint32_t left = chain.match(*world.directory).hit_tokens / 32;
+    EXPECT_EQ(left, chain.stored_prefix(*world.directory, true));
+    EXPECT_GE(left, before) << "an older one has more";
+    before = left;
+  }
+}
+
+TEST(Placement, WhatIsLeasedOnNvmeIsNotEvictedAhead) {
+  constexpr uint64_t kRecord = (128U << 10) + 8192;
+  World world(
+      {.host_bytes = 512U << 10, .nvme_bytes = 10 * kRecord, .nvme_spare_bytes = 4 * kRecord});
+  const Context context = world.chain(kA, 100, 10);
+  for (uint32_t index = 0; index < 10; ++index) {
+    const auto results = world.put(context, index, 1);
+    ASSERT_EQ(results[0].outcome, PutOutcome::kReserved) << index;
+    ASSERT_TRUE(world.placement->lease_sentence(kA, results[0].uid));
+  }
+  EXPECT_EQ(context.match(*world.directory).hit_tokens, 10 * 32U);
+  EXPECT_GT(world.fake->erase_ahead_bytes(), 0U) << "it asked, and nothing could go";
+  EXPECT_EQ(world.placement->counters().evictions_nvme, 0U);
+}
+
 TEST(Placement, WithdrawsWhatTheDataThreadKnowsBeforeItIsFreed) {
   World world({.host_bytes = 1U << 20});
   const Context context = world.chain(kA, 100, 8);

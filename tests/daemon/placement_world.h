@@ -110,6 +110,7 @@ class World {
     uint64_t host_bytes = 4U << 20;
     uint64_t slab_bytes = 256U << 10;
     uint64_t nvme_bytes = 64U << 20;  // 0: no NVMe tier
+    uint64_t nvme_spare_bytes = 0;    // of the fake
     uint64_t vectors_bytes = 0;
     uint32_t layers = 2;
     uint64_t in_place_bytes = 64U << 20;  // LeaseMaps::Limits
@@ -155,6 +156,7 @@ class World {
     if (!options.real_nvme) {
       auto made = std::make_unique<FakeNvme>(medium, options.nvme_bytes);
       fake = made.get();
+      fake->spare_bytes = options.nvme_spare_bytes;
       nvme = std::move(made);
       return;
     }

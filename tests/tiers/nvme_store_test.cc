@@ -311,6 +311,49 @@ TEST(NvmeStore, RecordsThatFillASegmentAloneDoNotMakeCleaningSpin) {
   EXPECT_TRUE(put_now(nvme_disk.store(), SampleBody::make(30, {600'000}, 0)).ok());
 }
 
+// Goal: who erases what the store asks for never waits for a segment, and nothing is copied.
+// Method: ten times the store's size goes through it, oldest out first; records of one size fill a
+// segment well, of the other waste two fifths of it, which counts as used.
+TEST(NvmeStore, ErasingAheadKeepsSegmentsClean) {
+  for (const uint64_t bytes : {200'000U, 600'000U}) {
+    NvmeOnSimulatedDisk nvme_disk(40);
+    nvme_disk.open();
+    NvmeStore& store = nvme_disk.store();
+    EXPECT_EQ(store.erase_ahead_bytes(), 0U);
+    const uint64_t per_segment = bytes == 200'000U ? 5 : 1;
+    uint64_t erased = 0;
+    const uint64_t last = 400 * per_segment;
+    for (uint64_t number = 1; number <= last; ++number) {
+      ASSERT_GE(store.stats().clean_segments, NvmeLog::kReserve + 1) << number << " of " << bytes;
+      ASSERT_TRUE(put_now(store, SampleBody::make(number, {bytes}, 0)).ok()) << number;
+      while (store.erase_ahead_bytes() > 0) {
+        store.erase(SampleBody::make(++erased, {bytes}, 0).record.key);
+        ASSERT_LT(erased, number);
+      }
+    }
+    // 40 segments, 8 of them spare; the one that is filled may be among those.
+    const uint64_t kept = store.stats().record_count;
+    EXPECT_EQ(kept, last - erased);
+    EXPECT_GE(kept, 31 * per_segment);
+    EXPECT_LE(kept, 32 * per_segment + 1);
+    EXPECT_EQ(store.stats().copied_records, 0U);
+  }
+}
+
+TEST(NvmeStore, WhatIsBeingPutCountsForErasingAhead) {
+  NvmeOnSimulatedDisk nvme_disk;  // eight segments, a quarter of them spare
+  nvme_disk.open();
+  NvmeStore& store = nvme_disk.store();
+  std::vector<SampleBody> bodies;
+  for (uint64_t number = 1; number <= 7; ++number) {
+    EXPECT_EQ(store.erase_ahead_bytes(), 0U) << number;
+    bodies.push_back(SampleBody::make(number, {1'000'000}, 0));  // a segment each
+    BodyPut put = bodies.back().put([](const Result<void>&) {});
+    ASSERT_EQ(store.put(put).value(), StoreOutcome::kAccepted);
+  }
+  EXPECT_GT(store.erase_ahead_bytes(), 0U);
+}
+
 TEST(NvmeStore, StoppingFinishesWritesAndSealsSoThatNothingIsVerifiedAtOpen) {
   const TemporaryFile file;
   std::vector<SampleBody> bodies;
