@@ -8,9 +8,15 @@
 
 // Records that are written anew: by cleaning, or with vectors that came later.
 namespace skv {
+namespace {
 
-// Copies what is live in the best victim to the log's end, one record at a time. All places are
-// taken now, so that the arithmetic of NvmeLog::victim() holds whatever is put meanwhile.
+// Of records that cleaning reads and writes at a time: they are in memory meanwhile.
+constexpr uint64_t kCleaningBytes = 8u << 20;
+
+}  // namespace
+
+// Copies what is live in the best victim to the log's end. All places are taken now, so that the
+// arithmetic of NvmeLog::victim() holds whatever is put meanwhile.
 bool NvmeStoreImpl::start_cleaning(uint64_t gain_min) {
   if (cleaning_ || stats_.read_only || shutting_down_) {
     return false;
@@ -37,7 +43,7 @@ bool NvmeStoreImpl::start_cleaning(uint64_t gain_min) {
 }
 
 void NvmeStoreImpl::clean_next() {
-  while (cleaning_->next < cleaning_->moves.size()) {
+  while (cleaning_->next < cleaning_->moves.size() && cleaning_->bytes < kCleaningBytes) {
     const Move& move = cleaning_->moves[cleaning_->next++];
     const auto at = index_.find(move.key);
     const bool still_there = at != index_.end() && at->second.place.offset == move.from;
@@ -47,7 +53,9 @@ void NvmeStoreImpl::clean_next() {
       copy->to = {move.to, log_.at(log_.segment_of(move.to)).generation, next_record_number()};
       copy->record = std::make_shared<BodyRecord>(*at->second.record);
       copy->bytes = move.bytes;
+      cleaning_->bytes += move.bytes;
       copy->ended = [this, bytes = move.bytes](const Result<void>& result) {
+        cleaning_->bytes -= bytes;
         if (result.ok()) {
           ++stats_.copied_records;
           stats_.copied_bytes += bytes;
@@ -57,12 +65,13 @@ void NvmeStoreImpl::clean_next() {
         clean_next();
       };
       copy_record(copy, at->second);
-      return;
+      continue;
     }
     const uint32_t to = log_.segment_of(move.to);
     --log_.at(to).io;
     review(to);
   }
+  if (cleaning_->bytes > 0) return;
   const uint32_t victim = cleaning_->victim;
   stats_.cleaned_segments += cleaning_->failed ? 0 : 1;
   cleaning_.reset();

@@ -124,9 +124,11 @@ void NvmeStoreImpl::place_waiting() {
                     : stats_.read_only ? Error{ErrorCode::kIo, "nvme store: read-only"}
                                        : Error{ErrorCode::kNoSpace, "nvme store: full"});
   }
-  // Ahead of need, where it is cheap: half a segment or more for one segment's copying.
+  // Ahead of need: where it is cheap, half a segment or more for one segment's copying; as the next
+  // segment would have to wait for it, where it brings anything.
   if (!cleaning_ && !shutting_down_ && log_.clean_count() <= NvmeLog::kReserve + 1) {
-    start_cleaning(log_.usable_bytes() / 2);
+    start_cleaning(log_.clean_count() > NvmeLog::kReserve ? log_.usable_bytes() / 2
+                                                          : log_.gain_unit());
   }
 }
 

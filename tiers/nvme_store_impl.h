@@ -94,6 +94,7 @@ class NvmeStoreImpl final : public NvmeStore {
     uint32_t victim = 0;
     std::vector<Move> moves;
     size_t next = 0;
+    uint64_t bytes = 0;  // of moves under way
     bool failed = false;
   };
   // A record that is written anew. `record` is what its header will say; the ring thread fills its
