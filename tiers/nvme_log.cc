@@ -146,6 +146,9 @@ NvmeLog::Victim NvmeLog::victim(uint64_t gain_min) const {
     if (segment.state != State::kClosed || segment.live_bytes + gain_min > usable_bytes_) {
       continue;
     }
+    if (best.segment && usable_bytes_ - segment.live_bytes <= best_gain) {
+      continue;  // it cannot bring more: no look at its records
+    }
     // Its live records, in order, behind the log's end.
     uint64_t room = room_in_open();
     uint64_t taken = 0;
