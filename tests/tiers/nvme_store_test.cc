@@ -375,10 +375,10 @@ TEST(NvmeStore, ErasingInNoOrderMakesRoomByCopying) {
 }
 
 TEST(NvmeStore, WhatIsBeingPutCountsForErasingAhead) {
-  NvmeOnSimulatedDisk nvme_disk;  // eight segments, a quarter of them spare
+  std::vector<SampleBody> bodies;  // lent to the store until it is gone
+  NvmeOnSimulatedDisk nvme_disk;   // eight segments, a quarter of them spare
   nvme_disk.open();
   NvmeStore& store = nvme_disk.store();
-  std::vector<SampleBody> bodies;
   for (uint64_t number = 1; number <= 7; ++number) {
     EXPECT_EQ(store.erase_ahead_bytes(), 0U) << number;
     bodies.push_back(SampleBody::make(number, {1'000'000}, 0));  // a segment each
